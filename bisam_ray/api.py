@@ -1,0 +1,437 @@
+"""The verbs as Python functions; the command line calls these and prints what they return.
+
+Each takes configuration the same way: `config`, a YAML file or a mapping or several of them, then overrides as a
+mapping of dotted keys or as keyword arguments for plain names (`method`, `seed`, `data`, `model`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import Config, ConfigError, load, merge, resolve
+from .progress import Progress
+from .study import storage as stores
+from .study.ledger import Run, Study, read
+from .study.spaces import Space
+from .study.spaces import read as read_space
+from .training import launch
+from .training.launch import Job
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .study.compare import Summary
+
+Layer = Mapping[str, Any]
+Source = str | Path | Layer
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """One finished run."""
+
+    directory: Path
+    run: Run
+
+    @property
+    def run_id(self) -> str:
+        return self.run.name
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch."""
+        import pandas as pd
+
+        return pd.DataFrame(self.run.epochs).set_index("epoch")
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.directory / self.run.end["checkpoint"] if self.run.end else self.directory
+
+    def summary(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        run = self.run
+        return {
+            "run_id": run.name,
+            "method": run.begin["method"],
+            "seed": run.begin["seed"],
+            "epochs": len(run.epochs),
+            "val_accuracy": run.value("final/val_accuracy"),
+            "test_accuracy": run.value("final/test_accuracy"),
+            "rho": run.metrics.get("sam/rho"),
+            "cost_gradients": run.cost,
+            "cost_seconds": run.seconds,
+            "checkpoint": str(self.checkpoint),
+            "digest": run.begin["digest"],
+        }
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A search, finished or not."""
+
+    study: Study
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row per trial: the suggested values, how far it came, what it reached and cost."""
+        import pandas as pd
+
+        rows = [
+            {
+                "run": run.name,
+                **(run.begin["suggested"] or {}),
+                "outcome": run.outcome,
+                "epochs": len(run.epochs),
+                "val_accuracy": run.value("val/accuracy"),
+                "cost_gradients": run.cost,
+                "cost_seconds": run.seconds,
+            }
+            for run in self.study.of(phase="search")
+        ]
+        return pd.DataFrame(rows)
+
+    @property
+    def best(self) -> Run | None:
+        """The completed trial that is best on val by its final weights."""
+        from .study.search import best
+
+        arms = {run.arm for run in self.study.of(phase="search")}
+        found = [run for arm in arms if (run := best(self.study, arm))]
+        return max(found, key=lambda run: run.value("final/val_accuracy"), default=None)
+
+    def summary(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        runs, best = self.study.of(phase="search"), self.best
+        counted = {o: sum(run.outcome == o for run in runs) for o in ("completed", "pruned", "failed")}
+        counted["failed"] = len(runs) - counted["completed"] - counted["pruned"]
+        found = None
+        if best is not None:
+            found = {"config": best.begin["config"], "val_accuracy": best.value("final/val_accuracy")}
+        return {"study": self.study.name, "trials": len(runs), **counted, "best": found}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison, finished or not; `outcome` is None when no replicate of every arm was finished."""
+
+    study: Study
+    outcome: Summary | None
+    report: Path
+    tracking_uri: str
+
+    @property
+    def arms(self) -> pd.DataFrame:
+        """One row per arm, best first."""
+        import dataclasses
+
+        import pandas as pd
+
+        return pd.DataFrame([dataclasses.asdict(arm) for arm in self.outcome.arms] if self.outcome else [])
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """The search's trials."""
+        return SearchResult(self.study).trials
+
+    def summary(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        found = self.outcome
+        return {
+            "study": self.study.name,
+            "winner": found.winner if found else None,
+            "verdict": found.verdict if found else None,
+            "report": str(self.report),
+            "tracking_uri": self.tracking_uri,
+            "arms": [
+                {
+                    "arm": arm.arm,
+                    "method": arm.method,
+                    "radius_policy": arm.radius_policy,
+                    "test_accuracy": arm.test_accuracy,
+                    "ci95": list(arm.ci95),
+                    "n": arm.n,
+                    "cost_gradients": arm.cost_gradients,
+                    "cost_seconds": arm.cost_seconds,
+                    "rho_final": arm.rho_final,
+                    "config": arm.config,
+                }
+                for arm in (found.arms if found else [])
+            ],
+        }
+
+
+def layers(config: Source | Sequence[Source] | None) -> dict[str, Any]:
+    """Files and mappings, in order, as one layer."""
+    merged: dict[str, Any] = {}
+    sources = [] if config is None else [config] if isinstance(config, str | Path | Mapping) else list(config)
+    for source in sources:
+        if isinstance(source, Mapping):
+            merge(merged, source)
+            continue
+        try:
+            merge(merged, load(source))
+        except ConfigError as error:
+            told = str(error)
+            raise ConfigError(told if told.startswith(str(source)) else f"{source}: {told}") from None
+    return merged
+
+
+def train(
+    config: Source | Sequence[Source] | None = None,
+    overrides: Layer | None = None,
+    *,
+    storage: str = "./runs",
+    resume: bool = False,
+    quiet: bool = True,
+    **named: Any,
+) -> TrainResult:
+    """Make one run, inline or (scale.workers > 1) under a Ray Train TorchTrainer.
+
+    Args:
+        config: files or mappings, later ones win.
+        overrides: dotted keys, e.g. {"optim.rho": 0.1}; they win over files.
+        storage: root directory.
+        resume: continue this configuration's latest run from its checkpoint, if it was not finished.
+        quiet: no progress line.
+        **named: method, seed, data, model.
+
+    Raises:
+        ConfigError: bad input.
+    """
+    resolved = resolve(layers(config), {**(overrides or {}), **named})
+    launch.check_feasible(resolved)
+    root = stores.root(storage)
+    directory = latest(root, resolved) if resume else None
+    if directory is not None:
+        finished = next(iter(read(directory).of(outcome="completed")), None)
+        if finished is not None:
+            return TrainResult(directory, finished)
+    directory = directory or stores.create(root, f"{resolved.method}-{resolved.digest()}")
+    return continue_run(directory, resolved, quiet)
+
+
+def continue_run(directory: Path, config: Config, quiet: bool) -> TrainResult:
+    """Train in a run's directory, from its checkpoint when there is one."""
+    from .study.session import session
+
+    name = directory.name
+    with Progress(config.train.epochs, quiet) as progress, session(directory, "train", config) as driver:
+        job = Job(name, config, driver.checkpoint(name), resume=True)
+        recorded = read(directory).runs.get(name)
+        known = {e["epoch"] for e in recorded.epochs} if recorded else set()
+        driver.begin(name, config, arm=config.method, phase="final")
+        progress.update(f"{config.method}: starting")
+        try:
+            for epoch in launch.launch(job):
+                if epoch.epoch in known and epoch.final is None:
+                    continue  # between the last checkpoint and the kill: recorded before
+                driver.follow(job, epoch)
+                accuracy = epoch.metrics["val/accuracy"]
+                text = f"{config.method}: epoch {epoch.epoch} of {config.train.epochs}, val {accuracy:.1%}"
+                progress.update(text, epoch.epoch - progress.done)
+        except Exception as error:
+            outcome = "diverged" if type(error).__name__ == "Diverged" else "failed"
+            driver.end(name, outcome, error=str(error), checkpoint=job.checkpoint)
+            raise
+    return TrainResult(directory, read(directory).runs[name])
+
+
+def latest(root: Path, config: Config) -> Path | None:
+    """The newest run of exactly this configuration."""
+    names = [d for d in stores.studies(root) if d.name.startswith(f"{config.method}-{config.digest()}")]
+    return names[-1] if names else None
+
+
+def search(
+    space: str | Path,
+    config: Source | Sequence[Source] | None = None,
+    overrides: Layer | None = None,
+    *,
+    trials: int = 16,
+    study: str | None = None,
+    storage: str = "./runs",
+    concurrency: int | None = None,
+    seed: int = 0,
+    quiet: bool = True,
+) -> SearchResult:
+    """Search a space by Ray Tune, Optuna (TPE) and ASHA.
+
+    Args:
+        space: a file, or the name of a space that ships with the package (rho, bisam_tanh, bisam_log).
+        config, overrides: see `train`.
+        trials: how many.
+        study: its name; by default the space's name and a digest.
+        concurrency: trials at once; 1 makes the search repeat decision by decision.
+        seed: of the sampler.
+
+    Raises:
+        ConfigError: bad input.
+    """
+    positive("--trials", trials)
+    found, files, given = read_space(space), layers(config), dict(overrides or {})
+    refuse_searched([found], given)
+    resolved = resolve(files, found.fix, given, {key: domain.ends()[0] for key, domain in found.search.items()})
+    launch.check_feasible(resolved)
+    root = stores.root(storage)
+    directory = stores.create(root, study or f"{found.name}-{digest(files, given, found.model_dump())}")
+    from .study import search as searching
+    from .study.session import session
+
+    header = {"space": [found.model_dump(exclude_none=True)], "protocol": {"trials": trials, "seed": seed}}
+    with Progress(quiet=quiet) as progress, session(directory, "search", resolved, **header) as driver:
+        progress.phase(0.45 * trials * 2 * resolved.train.epochs * resolved.data.batch_size)
+        searching.search(driver, found, (files, given), trials, seed, progress, f"{found.name} searched", concurrency)
+    return SearchResult(read(directory))
+
+
+def compare(
+    spaces: Sequence[str | Path] = ("bisam_tanh",),
+    config: Source | Sequence[Source] | None = None,
+    overrides: Layer | None = None,
+    *,
+    trials: int = 16,
+    seeds: int = 5,
+    also: Sequence[str] = (),
+    study: str | None = None,
+    storage: str = "./runs",
+    concurrency: int | None = None,
+    quiet: bool = True,
+    retrain_workers: int = 0,
+) -> Comparison:
+    """Fixed against searched against learned radius, at equal cost; the protocol stands in study/compare.py.
+
+    Args:
+        spaces: search spaces; each brings its method fixed, warmed up, searched and learned.
+        config, overrides: see `train`.
+        trials: per search.
+        seeds: replicates.
+        also: further methods, e.g. "lets-sam".
+        study: its name; by default of the spaces and a digest.
+        concurrency: runs at once; by default one per processor.
+        retrain_workers: > 0: train the winner once more, data-parallel over so many workers, and log its model.
+
+    Raises:
+        ConfigError: bad input.
+    """
+    positive("--trials", trials)
+    positive("--seeds", seeds)
+    found, files, given = [read_space(space) for space in spaces], layers(config), dict(overrides or {})
+    refuse_searched(found, given)
+    from .study import compare as comparing
+    from .study.session import session
+
+    base = comparing.plan(comparing.arms_of(found, also), files, given)
+    for resolved in base.values():
+        launch.check_feasible(resolved)
+    root = stores.root(storage)
+    names = "-".join(space.name for space in found) or "compare"
+    directory = stores.create(root, study or f"{names}-{digest(files, given, [s.model_dump() for s in found])}")
+    shared = next(iter(base.values()))
+    header = {
+        "space": [space.model_dump(exclude_none=True) for space in found],
+        "protocol": {"trials": trials, "replicates": seeds, "text": comparing.__doc__},
+    }
+    with Progress(quiet=quiet) as progress, session(directory, "compare", shared, **header) as driver:
+        progress.say(f"study {directory.name}")
+        outcome = comparing.compare(driver, found, files, given, trials, seeds, progress, also, concurrency)
+        if outcome is not None and retrain_workers:
+            retrain(driver, outcome, retrain_workers, progress)
+        progress.update("writing the report")
+        render(directory, driver)
+    return load_comparison(directory)
+
+
+def retrain(driver: Any, outcome: Summary, workers: int, progress: Progress) -> None:
+    """The winning configuration once more, under a TorchTrainer; its model goes to MLflow."""
+    config = resolve(outcome.of(outcome.winner).config, {"scale.workers": workers})
+    launch.check_feasible(config)
+    name = "winner-distributed"
+    job = Job(name, config, driver.checkpoint(name))
+    driver.begin(name, config, arm=outcome.winner, phase="final", policy=outcome.of(outcome.winner).radius_policy)
+    progress.phase(config.train.epochs)
+    progress.update(f"training the winner on {workers} workers: starting them")
+    for epoch in launch.launch(job):
+        driver.follow(job, epoch)
+        progress.update(f"training the winner on {workers} workers: epoch {epoch.epoch} of {config.train.epochs}", 1)
+
+
+def render(directory: Path, driver: Any = None) -> Path:
+    """Write the report of a study; its driver records it, so that MLflow gets it too."""
+    from .study.compare import summarize
+    from .study.report import render as render_report
+
+    study = read(directory)
+    path = render_report(study, summarize(study))
+    if driver is not None:
+        driver.artifact("report", path)
+        driver.artifact("figures", path.parent / "figures")
+    return path
+
+
+def load_study(study: str | Path, storage: str = "./runs") -> SearchResult | Comparison | TrainResult:
+    """A study by name or directory, read from its ledger: no Ray, no MLflow."""
+    directory = stores.existing(Path(storage).expanduser().resolve(), str(study))
+    content = read(directory)
+    if content.header.get("kind") == "compare":
+        return load_comparison(directory)
+    if content.header.get("kind") == "train":
+        return TrainResult(directory, next(iter(content.runs.values())))
+    return SearchResult(content)
+
+
+def load_comparison(directory: Path) -> Comparison:
+    from .study.compare import summarize
+    from .study.tracking import tracking_uri
+
+    study = read(directory)
+    return Comparison(study, summarize(study), directory / "report.html", tracking_uri(directory.parent))
+
+
+def evaluate(checkpoint: str | Path, split: str = "test") -> dict[str, Any]:
+    """Loss and accuracy of a checkpoint's weights on a split (train, hyper, val or test) of its own data."""
+    from .training import checkpoint as checkpoints
+    from .training import engine
+
+    if split not in ("train", "hyper", "val", "test"):
+        raise ConfigError(f"--split {split}: expected train, hyper, val or test")
+    config, state = checkpoints.load(Path(checkpoint))
+    result = engine.evaluate(config, state, split)
+    return {
+        "checkpoint": str(checkpoint),
+        "digest": config.digest(),
+        "method": config.method,
+        "epoch": state["epoch"],
+        "split": split,
+        "accuracy": result.accuracy,
+        "loss": result.loss,
+    }
+
+
+def refuse_searched(spaces: Sequence[Space], given: Layer) -> None:
+    """An override of what is searched would silently do nothing, or undo the search."""
+    flat = {}
+    merge(flat, given)
+    paths = {
+        f"{s}.{k}" if isinstance(v, dict) else s for s, v in flat.items() for k in (v if isinstance(v, dict) else [0])
+    }
+    for space in spaces:
+        for key in space.search:
+            if key in paths:
+                raise ConfigError(
+                    f"{key}: is searched by space {space.name}; leave the override out, or use another space"
+                )
+
+
+def positive(option: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{option} {value}: must be at least 1")
+
+
+def digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]

@@ -1,0 +1,1 @@
+"""What many runs are: a search, a comparison, and the record of both."""

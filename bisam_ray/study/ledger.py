@@ -1,0 +1,152 @@
+"""The append-only record of a study: the source of truth for reports, MLflow and resuming.
+
+Format: JSON Lines, UTF-8, one event per line, `<storage>/<study>/ledger.jsonl`; only the driver writes.
+Every event has `event` and `time` (seconds since 1970, UTC).
+
+    study     study, kind (search | compare | train), config, space, protocol, versions, hardware
+    begin     run, phase (search | final), arm, method, radius_policy, seed, replicate, restart, digest, dataset,
+              config, suggested (the searched values, or null)
+    epoch     run, epoch, metrics                          (README: names of the metrics)
+    end       run, outcome (completed | pruned | failed | diverged | killed), epoch, metrics, error, checkpoint
+    artifact  kind (report | model | …), path relative to the study's directory, run (or null)
+    finish    outcome (completed | interrupted | failed)
+
+A line that was cut off by a crash is ignored by readers and cut away by the next writer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+FILE = "ledger.jsonl"
+
+
+class Ledger:
+    """The writer: one line per event, handed to the operating system at once, to the disk with `end` and `finish`."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / FILE
+        whole = sum(len(line) for line in whole_lines(self.path))
+        self.file: IO[bytes] = open(self.path, "ab")
+        self.file.truncate(whole)
+
+    def write(self, event: str, **fields: Any) -> None:
+        line = json.dumps({"event": event, "time": time.time(), **fields}, default=str)
+        self.file.write(line.encode() + b"\n")
+        self.file.flush()
+        if event in ("study", "end", "finish"):
+            os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.file.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass
+class Run:
+    """One trial or replicate, as the ledger tells it."""
+
+    name: str
+    begin: dict[str, Any]
+    epochs: list[dict[str, float]] = field(default_factory=list)  # metrics per epoch, each with its "epoch"
+    end: dict[str, Any] | None = None
+
+    @property
+    def outcome(self) -> str:
+        """completed | pruned | failed | diverged | killed | running (no end recorded)."""
+        return self.end["outcome"] if self.end else "running"
+
+    @property
+    def arm(self) -> str:
+        return self.begin["arm"]
+
+    @property
+    def phase(self) -> str:
+        return self.begin["phase"]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last epoch's metrics, and the final ones."""
+        return {**(self.epochs[-1] if self.epochs else {}), **((self.end or {}).get("metrics") or {})}
+
+    @property
+    def cost(self) -> float:
+        """Gradient evaluations × examples spent."""
+        return self.metrics.get("cost/gradients", 0.0)
+
+    @property
+    def seconds(self) -> float:
+        return self.metrics.get("cost/seconds", 0.0)
+
+    def value(self, key: str) -> float:
+        """A metric, NaN when it was never recorded."""
+        value = self.metrics.get(key)
+        return math.nan if value is None else value
+
+
+@dataclass
+class Study:
+    """A whole ledger, read."""
+
+    directory: Path
+    header: dict[str, Any]
+    runs: dict[str, Run]
+    artifacts: list[dict[str, Any]]
+    finish: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        return self.header["study"]
+
+    def of(self, *, arm: str | None = None, phase: str | None = None, outcome: str | None = None) -> list[Run]:
+        """The runs that match, in the order they began."""
+        return [
+            run
+            for run in self.runs.values()
+            if arm in (None, run.arm) and phase in (None, run.phase) and outcome in (None, run.outcome)
+        ]
+
+
+def whole_lines(path: Path, offset: int = 0) -> Iterator[bytes]:
+    """The complete lines from a byte offset; none when the file does not exist."""
+    if path.exists():
+        with open(path, "rb") as file:
+            file.seek(offset)
+            yield from (line for line in file if line.endswith(b"\n"))
+
+
+def read(directory: Path) -> Study:
+    """Read a study's ledger."""
+    study = Study(directory, {}, {}, [], None)
+    for line in whole_lines(directory / FILE):
+        event = json.loads(line)
+        match event["event"]:
+            case "study":
+                study.header, study.finish = event, None
+            case "begin":
+                again = study.runs.get(event["run"])  # a resumed run goes on where it was
+                study.runs[event["run"]] = Run(event["run"], event, again.epochs if again else [])
+            case "epoch":
+                run = study.runs[event["run"]]
+                run.epochs = [e for e in run.epochs if e["epoch"] < event["epoch"]]
+                run.epochs.append({"epoch": event["epoch"], **event["metrics"]})
+            case "end":
+                study.runs[event["run"]].end = event
+            case "artifact":
+                study.artifacts.append(event)
+            case "finish":
+                study.finish = event
+    return study

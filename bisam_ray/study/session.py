@@ -1,0 +1,136 @@
+"""A driver at work on one study: its lock, its ledger, and MLflow following the ledger."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..config import Config, get
+from ..training.launch import Epoch, Failure, Job, versions
+from .ledger import Ledger, Run, Study, read
+from .storage import driver_lock
+from .tracking import Mirror, tracking_uri
+
+
+class Session:
+    """Writes what happens to the runs of a study, and keeps it at hand as the ledger's readers see it."""
+
+    def __init__(self, directory: Path, ledger: Ledger, mirror: Mirror) -> None:
+        self.directory, self.ledger, self.mirror = directory, ledger, mirror
+
+    def begin(
+        self,
+        name: str,
+        config: Config,
+        *,
+        arm: str,
+        phase: str,
+        replicate: int | None = None,
+        restart: int | None = None,
+        suggested: Mapping[str, Any] | None = None,
+        policy: str | None = None,
+    ) -> None:
+        optim = config.optim
+        natural = "none" if optim.objective == "none" else optim.radius
+        self.ledger.write(
+            "begin",
+            run=name,
+            arm=arm,
+            phase=phase,
+            method=config.method,
+            radius_policy=policy or natural,
+            seed=config.seed,
+            replicate=replicate,
+            restart=restart,
+            digest=config.digest(),
+            dataset=config.data.name,
+            config=config.model_dump(exclude_none=True),
+            suggested=dict(suggested) if suggested else None,
+        )
+
+    def epoch(self, name: str, epoch: Epoch) -> None:
+        self.ledger.write("epoch", run=name, epoch=epoch.epoch, metrics=epoch.metrics)
+
+    def end(
+        self,
+        name: str,
+        outcome: str,
+        epoch: int = 0,
+        final: Mapping[str, float] | None = None,
+        error: str | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        where = str(checkpoint.relative_to(self.directory)) if checkpoint and checkpoint.exists() else None
+        self.ledger.write(
+            "end", run=name, outcome=outcome, epoch=epoch, metrics=dict(final or {}), error=error, checkpoint=where
+        )
+
+    def follow(self, job: Job, message: Epoch | Failure) -> bool:
+        """Record what a job tells; True when that was its last word."""
+        if isinstance(message, Failure):
+            self.end(job.name, message.outcome, error=message.error, checkpoint=job.checkpoint)
+            return True
+        self.epoch(job.name, message)
+        if message.final is None:
+            return False
+        self.end(job.name, "completed", message.epoch, message.final, checkpoint=job.checkpoint)
+        return True
+
+    def artifact(self, kind: str, path: Path, run: str | None = None) -> None:
+        self.ledger.write("artifact", kind=kind, path=str(path.relative_to(self.directory)), run=run)
+
+    def study(self) -> Study:
+        return read(self.directory)
+
+    def checkpoint(self, name: str) -> Path:
+        return self.directory / "runs" / f"{name}.pt"
+
+
+@contextmanager
+def session(directory: Path, kind: str, config: Config | None, **header: Any) -> Iterator[Session]:
+    """Drive the study in `directory`; whatever happens inside, the ledger says how it ended.
+
+    Ctrl-C and SIGTERM end it as interrupted, with everything done so far kept.
+    """
+    uri = tracking_uri(directory.parent)
+    with driver_lock(directory), Ledger(directory) as ledger, Mirror(directory, uri) as mirror:
+        ledger.write(
+            "study",
+            study=directory.name,
+            kind=kind,
+            config=config.model_dump(exclude_none=True) if config else None,
+            versions=versions(),
+            hardware=f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}",
+            **header,
+        )
+        outcome = "failed"
+        try:
+            yield Session(directory, ledger, mirror)
+            outcome = "completed"
+        except KeyboardInterrupt:
+            outcome = "interrupted"
+            raise
+        finally:
+            close_open_runs(ledger, read(directory), "killed" if outcome == "interrupted" else "failed")
+            ledger.write("finish", outcome=outcome)
+
+
+def close_open_runs(ledger: Ledger, study: Study, outcome: str) -> None:
+    for run in study.runs.values():
+        if run.end is None:
+            ledger.write(
+                "end", run=run.name, outcome=outcome, epoch=last_epoch(run), metrics={}, error=None, checkpoint=None
+            )
+
+
+def last_epoch(run: Run) -> int:
+    return int(run.epochs[-1]["epoch"]) if run.epochs else 0
+
+
+def suggested_of(config: Config, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The searched values of a resolved configuration."""
+    return {key: get(config, key) for key in keys}

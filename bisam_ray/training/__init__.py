@@ -1,0 +1,1 @@
+"""What a run is: one configuration in, one stream of epoch records out."""

@@ -1,0 +1,248 @@
+"""The training loop. One configuration in, one record per epoch out; no Ray, no MLflow, no files.
+
+    for each step t:
+        lr(t) = lr · ½ (1 + cos(πt/T))
+        ascend on a batch of train, descend at the perturbed weights, restore, update      (optim/schedule.py)
+        let the radius policy look at a batch of hyper, if it learns                      (optim/lets.py)
+    after each epoch: accuracy on val
+
+Fixed and searched radii train on train ∪ hyper, learned ones on train; all take the same number of steps, so an
+"epoch" is |train ∪ hyper| // batch_size steps for everybody. Everything random is a function of (seed, step): a run
+continued from a checkpoint is bitwise the uninterrupted one, and both passes of a step draw the same dropout masks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Config, Optim
+from ..optim.comm import Comm, Solo
+from ..optim.lets import LETS
+from ..optim.losses import cross_entropy, lower_bound
+from ..optim.radius import FixedRadius, RadiusPolicy
+from ..optim.schedule import Losses, Sequential
+from . import data, models
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Diverged(RuntimeError):
+    """The training loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What an epoch left behind.
+
+    `metrics` holds plain numbers under the names of the README; `state()` is everything that `run` needs to continue
+    after this epoch; `evaluate(split, weights)` gives accuracies of "final" (present) or "best" (on val) weights.
+    Both read the run as it stands: call them before asking for the next record.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    state: Callable[[], dict[str, Any]]
+    evaluate: Callable[..., Evaluation]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss and accuracy of one split, and the accuracy of its even- and odd-numbered halves."""
+
+    loss: float
+    accuracy: float
+    halves: tuple[float, float]
+
+
+def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None = None) -> Iterator[EpochRecord]:
+    """Train, yielding an `EpochRecord` after every epoch.
+
+    Args:
+        config: the resolved configuration.
+        comm: the other processes of a data-parallel run.
+        state: what an earlier record's `state()` returned: continue after that epoch.
+
+    Raises:
+        Diverged: the training loss is not finite.
+    """
+    comm = comm or Solo()
+    torch.set_num_threads(config.scale.threads)
+    device = torch.device("cuda" if config.scale.gpus_per_worker else "cpu")
+
+    optim, seed, batch_size = config.optim, config.seed, config.data.batch_size
+    learned = optim.radius == "learned"
+    splits = data.load(config.data)
+    fit, hyper = (split.to(device) for split in splits.fitting(learned))
+    val = splits.val.to(device)
+    epoch_steps = max(1, (len(splits.train) + len(splits.hyper)) // batch_size)
+    total_steps = epoch_steps * config.train.epochs
+    batches = data.Stream(len(fit), batch_size, data.mixed(seed, 3))
+    hyper_batches = data.Stream(max(1, len(hyper)), batch_size, data.mixed(seed, 4))
+
+    torch.manual_seed(data.mixed(seed, 5))
+    shape = tuple(fit.x.shape[1:])
+    model = models.build(config.model.name, shape, splits.classes).to(device)
+    if len(shape) == 3:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    params = [p for p in model.parameters() if p.requires_grad]
+    base = base_optimizer(optim, params)
+    radius = radius_policy(config, params, base, total_steps, comm)
+
+    # torch.manual_seed would do, but formats a traceback at every call for devices that are not initialised
+    masks = (
+        torch.cuda.default_generators[torch.cuda.current_device()] if device.type == "cuda" else torch.default_generator
+    )
+    step, first_logits = 0, None
+
+    def evaluate(batch: Batch) -> Losses:
+        nonlocal first_logits
+        x, y = batch
+        masks.manual_seed(data.mixed(seed, 6, step, comm.rank))  # both passes draw the same dropout masks
+        logits = model(x)
+        first_logits = logits.detach() if first_logits is None else first_logits
+        descent = cross_entropy(logits, y, optim.label_smoothing)
+        if optim.objective in ("none", "cross_entropy"):
+            return Losses(descent, descent)
+        return Losses(lambda: lower_bound(logits, y, optim.objective, optim.mu, optim.alpha or 0.1), descent)
+
+    def draw(split: data.Split, stream: data.Stream) -> Batch:
+        chosen = stream.batch(step).tensor_split(comm.world)[comm.rank].to(device)
+        return split.x[chosen], split.y[chosen]
+
+    take_step = Sequential(
+        params, base, evaluate, radius, optim.geometry, model=model, comm=comm, scope=optim.perturbation_scope
+    )
+    start, cost, seconds, best = 0, 0.0, 0.0, {"val_accuracy": -1.0, "epoch": 0, "weights": None}
+    if state is not None:
+        model.load_state_dict(state["model"])
+        base.load_state_dict(state["base"])
+        if radius is not None:
+            radius.load_state_dict(state["radius"])
+        start, cost, seconds, best = state["epoch"], state["cost"], state["seconds"], state["best"]
+
+    def snapshot() -> dict[str, Any]:
+        return {
+            "epoch": epoch,
+            "model": model.state_dict(),
+            "base": base.state_dict(),
+            "radius": radius.state_dict() if radius is not None else None,
+            "best": best,
+            "cost": cost,
+            "seconds": seconds,
+            "metrics": metrics,
+        }
+
+    def evaluated(split: str, weights: str = "final") -> Evaluation:
+        chosen = getattr(splits, split).to(device)
+        if weights == "final":
+            return assess(model, chosen)
+        present = {k: v.clone() for k, v in model.state_dict().items()}
+        model.load_state_dict(best["weights"])
+        result = assess(model, chosen)
+        model.load_state_dict(present)
+        return result
+
+    epoch, metrics = start, {} if state is None else state["metrics"]
+    if epoch == config.train.epochs:  # the run was finished before: its last record once more
+        yield EpochRecord(epoch, metrics, snapshot, evaluated)
+    for epoch in range(start + 1, config.train.epochs + 1):
+        began, totals = time.perf_counter(), torch.zeros(7, device=device)
+        model.train()
+        for step in range((epoch - 1) * epoch_steps, epoch * epoch_steps):
+            for group in base.param_groups:
+                group["lr"] = optim.lr * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+            x, y = draw(fit, batches)
+            first_logits = None
+            stats = take_step((x, y), hyper=lambda: draw(hyper, hyper_batches))
+            cost += stats.cost * batches.batch_size
+            assert first_logits is not None
+            accuracy = (first_logits.argmax(-1) == y).float().mean()
+            learning = (radius.hypergradient, radius.gap) if radius is not None else (None, None)
+            seen = [
+                stats.loss,
+                accuracy,
+                stats.rho,
+                stats.sharpness,
+                stats.grad_norm,
+                *(v if v is not None else 0.0 for v in learning),
+            ]
+            totals += torch.stack([torch.as_tensor(v, dtype=totals.dtype, device=device) for v in seen])
+        totals /= epoch_steps
+        comm.mean_([totals, *(b for b in model.buffers() if b.is_floating_point())])
+        means = dict(zip(STEP_METRICS, totals.tolist(), strict=True))
+        seconds += time.perf_counter() - began
+        if not math.isfinite(means["train/loss"]):
+            raise Diverged(f"the training loss became {means['train/loss']} in epoch {epoch}")
+
+        now = assess(model, val)
+        if now.accuracy > best["val_accuracy"]:
+            weights = {k: v.clone() for k, v in model.state_dict().items()}
+            best = {"val_accuracy": now.accuracy, "epoch": epoch, "weights": weights}
+        metrics = {
+            **{k: v for k, v in means.items() if learned or not k.startswith("lets/")},
+            "val/loss": now.loss,
+            "val/accuracy": now.accuracy,
+            "best/val_accuracy": best["val_accuracy"],
+            "cost/gradients": cost,
+            "cost/seconds": seconds,
+        }
+
+        yield EpochRecord(epoch, metrics, snapshot, evaluated)
+
+
+STEP_METRICS = (
+    "train/loss", "train/accuracy", "sam/rho", "sam/sharpness", "sam/grad_norm", "lets/hypergradient", "lets/gap",
+)  # fmt: skip
+
+
+def base_optimizer(optim: Optim, params: list[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer that takes the descent gradient."""
+    if optim.base == "adamw":
+        return torch.optim.AdamW(params, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+    return torch.optim.SGD(
+        params,
+        lr=optim.lr,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov,
+        weight_decay=optim.weight_decay,
+        fused=True,
+    )
+
+
+def radius_policy(
+    config: Config, params: list[Tensor], base: torch.optim.Optimizer, total_steps: int, comm: Comm
+) -> RadiusPolicy | None:
+    """None for a method without an ascent step."""
+    optim = config.optim
+    if optim.rho is None:
+        return None
+    if optim.radius == "fixed":
+        return FixedRadius(optim.rho, optim.warmup, total_steps)
+    return LETS(params, base, optim.rho, optim.warmup, total_steps, comm=comm, **config.lets.model_dump())
+
+
+def evaluate(config: Config, state: dict[str, Any], split: str) -> Evaluation:
+    """Accuracy of a checkpoint's state on one split of its own data."""
+    splits = data.load(config.data)
+    model = models.build(config.model.name, tuple(splits.train.x.shape[1:]), splits.classes)
+    model.load_state_dict(state["model"])
+    return assess(model, getattr(splits, split))
+
+
+@torch.no_grad()
+def assess(model: nn.Module, split: data.Split, batch_size: int = 1024) -> Evaluation:
+    """Cross entropy and accuracy of one split, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    logits = torch.cat([model(x) for x in split.x.split(batch_size)])
+    model.train(was_training)
+    hits = (logits.argmax(-1) == split.y).double()
+    loss = cross_entropy(logits.double(), split.y)
+    return Evaluation(loss.item(), hits.mean().item(), (hits[::2].mean().item(), hits[1::2].mean().item()))
