@@ -89,7 +89,9 @@ def lower_bound(
     if mu <= 0 or alpha <= 0:
         raise ValueError(f"mu={mu}, alpha={alpha}: both must be positive")
     margins = logits - logits.gather(-1, target.unsqueeze(-1))
-    # 1 − log(1 + e^{γ−x}) = 1 + logsigmoid(x − γ): no overflow for very negative margins
-    bounded = tanh(alpha * margins) if phi == "tanh" else 1 + F.logsigmoid(margins - GAMMA)
-    value = ((mu * bounded).logsumexp(-1) - math.log(logits.shape[-1])) / mu
-    return value.mean() if reduction == "mean" else value
+    # φ_log(x) = 1 − log(1 + e^{γ−x}) = 1 + logsigmoid(x − γ), without overflow; a constant added to all logits is
+    # nothing to a cross entropy, so the 1 is left out
+    squashed = tanh(alpha * margins) if phi == "tanh" else F.logsigmoid(margins - GAMMA)
+    # φ(F_y) = φ(0) = 0: log Σ_j exp(µφ(F_j)) is the cross entropy of the logits µφ(F), one fused kernel
+    value = F.cross_entropy(mu * squashed, target, reduction=reduction)
+    return (value - math.log(logits.shape[-1])) / mu

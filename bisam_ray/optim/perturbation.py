@@ -73,8 +73,12 @@ def perturbed(params: Sequence[Tensor], epsilon: Sequence[Tensor]) -> Iterator[N
     touched, so restoring them is free and exact, whatever happens inside.
     """
     weights = [p.data for p in params]
-    for p, moved in zip(params, torch._foreach_add(weights, epsilon), strict=True):
-        p.data = moved
+    # empty_like keeps the strides; the sum alone may choose others, and cost a channels-last network its layout
+    moved = [torch.empty_like(w) for w in weights]
+    torch._foreach_copy_(moved, weights)
+    torch._foreach_add_(moved, epsilon)
+    for p, m in zip(params, moved, strict=True):
+        p.data = m
     try:
         yield
     finally:

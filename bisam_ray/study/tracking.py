@@ -14,7 +14,8 @@ it: while it is away the ledger grows, and this or a later `Mirror` catches up.
     artifact  its file, or what its directory holds, as artifacts under its kind; passed over when gone
     finish    runs without an end are closed as killed; then, last of all, the parent's status:
               completed FINISHED · interrupted KILLED · failed FAILED
-    again     a further `study` sets the parent RUNNING; a further `begin`, or `epoch` after killed, the run
+    again     a further `study` sets the parent RUNNING; a further `begin` the run, and so does an `epoch` after
+              killed or failed
 
 `<study>/mlflow.json` says how far that went: one JSON object, replaced as a whole after each round.
 
@@ -282,7 +283,7 @@ class Mirror:
                     run.params = {key: value[:500] for key, value in flat(event.get("config") or {})}
                     run.has_params = True
             case "epoch" if run:
-                if run.state == "killed":
+                if run.state in ("killed", "failed"):
                     run.goes_on(at)
                 run.measured(event["metrics"], at, event["epoch"])
             case "end" if run:

@@ -107,10 +107,7 @@ def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None =
         masks.manual_seed(data.mixed(seed, 6, step, comm.rank))  # both passes draw the same dropout masks
         logits = model(x)
         first_logits = logits.detach() if first_logits is None else first_logits
-        descent = cross_entropy(logits, y, optim.label_smoothing)
-        if optim.objective in ("none", "cross_entropy"):
-            return Losses(descent, descent)
-        return Losses(lambda: lower_bound(logits, y, optim.objective, optim.mu, optim.alpha or 0.1), descent)
+        return losses(optim, logits, y)
 
     def draw(split: data.Split, stream: data.Stream) -> Batch:
         chosen = stream.batch(step).tensor_split(comm.world)[comm.rank].to(device)
@@ -200,6 +197,15 @@ def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None =
 STEP_METRICS = (
     "train/loss", "train/accuracy", "sam/rho", "sam/sharpness", "sam/grad_norm", "lets/hypergradient", "lets/gap",
 )  # fmt: skip
+
+
+def losses(optim: Optim, logits: Tensor, y: Tensor) -> Losses:
+    """What the method ascends and what it descends, from one forward pass."""
+    descent = cross_entropy(logits, y, optim.label_smoothing)
+    if optim.objective in ("none", "cross_entropy"):
+        return Losses(descent, descent)
+    phi = optim.objective
+    return Losses(lambda: lower_bound(logits, y, phi, optim.mu, optim.alpha or 0.1), descent)
 
 
 def base_optimizer(optim: Optim, params: list[Tensor]) -> torch.optim.Optimizer:

@@ -12,7 +12,8 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,7 @@ class Study:
             "seed": 3,
         }
         common |= {"replicate": None, "restart": 2, "digest": "0123456789ab", "dataset": "digits"}
-        self.ledger.write(
-            "begin", run=run, suggested=None, **{**common, **fields}, config=config or {"seed": 3}
-        )
+        self.ledger.write("begin", run=run, suggested=None, **{**common, **fields}, config=config or {"seed": 3})
 
     def epoch(self, run: str, epoch: int, **metrics: Any) -> None:
         self.ledger.write("epoch", run=run, epoch=epoch, metrics=metrics or {"train/loss": 1 / epoch})
@@ -122,11 +121,25 @@ class Study:
         return sorted((point.step, point.value) for point in points)
 
 
+Make = Callable[..., Study]
+
+
 @pytest.fixture
-def study(storage: Path) -> Iterator[Study]:
-    study = Study(storage)
-    yield study
-    study.ledger.close()
+def make(storage: Path) -> Iterator[Make]:
+    """Studies in the storage; their ledgers are closed in the end."""
+    with ExitStack() as stack:
+
+        def make(*args: Any, within: Path = storage) -> Study:
+            study = Study(within, *args)
+            stack.callback(lambda: study.ledger.close())
+            return study
+
+        yield make
+
+
+@pytest.fixture
+def study(make: Make) -> Study:
+    return make()
 
 
 def test_tracking_uri(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,10 +191,14 @@ def test_statuses_and_tags(study: Study) -> None:
     study.ledger.write("finish", outcome="completed")
     study.mirror()
     runs, parent = study.runs(), study.runs()["digits"]
-    assert parent.info.status == "FINISHED" and parent.info.end_time
-    assert parent.data.tags["study"] == "digits" and parent.data.tags["kind"] == "search"
-    assert parent.data.tags["mlflow.runName"] == "digits" and parent.data.tags["mlflow.note.content"]
-    assert "outcome" not in parent.data.tags and "mlflow.parentRunId" not in parent.data.tags
+    assert parent.info.status == "FINISHED"
+    assert parent.info.end_time
+    assert parent.data.tags["study"] == "digits"
+    assert parent.data.tags["kind"] == "search"
+    assert parent.data.tags["mlflow.runName"] == "digits"
+    assert parent.data.tags["mlflow.note.content"]
+    assert "outcome" not in parent.data.tags
+    assert "mlflow.parentRunId" not in parent.data.tags
     for outcome, status in (outcomes | {"open": "KILLED"}).items():
         run = runs[outcome]
         assert (run.info.status, run.data.tags["outcome"]) == (status, outcome.replace("open", "killed"))
@@ -197,7 +214,8 @@ def test_statuses_and_tags(study: Study) -> None:
     }
     expected |= {"phase": "search", "dataset": "digits", "restart": "2", "digest": "0123456789ab"}
     assert expected.items() <= shown.items()
-    assert "replicate" not in shown and "error" not in shown
+    assert "replicate" not in shown
+    assert "error" not in shown
     assert runs["failed"].data.tags["error"] == "E" * 500
 
 
@@ -212,9 +230,7 @@ def test_params_are_written_once(study: Study) -> None:
     config = {"seed": 3, "optim": {"rho": 0.05, "mu": None, "nesterov": False}, "data": {"name": "x" * 900}}
     study.begin("a", config)
     study.mirror()
-    study.begin(
-        "a", {"seed": 4, "optim": {"mu": 2.0}}
-    )  # MLflow refuses changed params: this must not stop it
+    study.begin("a", {"seed": 4, "optim": {"mu": 2.0}})  # MLflow refuses changed params: this must not stop it
     study.whole("b")
     study.mirror()
     expected = {"seed": "3", "optim.rho": "0.05", "optim.nesterov": "False", "data.name": "x" * 500}
@@ -250,7 +266,8 @@ def test_one_batch_per_run_and_look(study: Study, calls: Counter[str]) -> None:
     study.mirror()
     ids = {name: run.info.run_id for name, run in study.runs().items()}
     assert [calls[ids[run]] for run in "abc"] == [1, 1, 1]
-    assert calls["log_batch"] == 3 and calls["create_run"] == 4
+    assert calls["log_batch"] == 3
+    assert calls["create_run"] == 4
     study.mirror()
     assert calls["log_batch"] == 3
 
@@ -275,8 +292,8 @@ def test_a_long_ledger_goes_in_rounds(study: Study, monkeypatch: pytest.MonkeyPa
     assert [len(study.history(run)) for run in "abc"] == [4, 4, 4]
 
 
-def test_two_studies_and_their_files_in_one_storage(storage: Path) -> None:
-    one, two = Study(storage, "one"), Study(storage, "two", "compare")
+def test_two_studies_and_their_files_in_one_storage(make: Make, storage: Path) -> None:
+    one, two = make("one"), make("two", "compare")
     for study in (one, two):
         study.whole("trial_0")
         report = study.directory / "report"
@@ -286,7 +303,6 @@ def test_two_studies_and_their_files_in_one_storage(storage: Path) -> None:
         study.ledger.write("artifact", kind="report", path="report", run=None)
         study.ledger.write("artifact", kind="model", path="model.pt", run="trial_0")
         study.ledger.write("artifact", kind="plot", path="gone.png", run=None)
-        study.ledger.close()
     both = [Mirror(study.directory, study.uri, 0.05).start() for study in (one, two)]
     assert all(mirror.close(PATIENCE) for mirror in both)
     for study in (one, two):
@@ -299,9 +315,9 @@ def test_two_studies_and_their_files_in_one_storage(storage: Path) -> None:
     assert files == [("mlartifacts", "one")] * 2 + [("mlartifacts", "two")] * 2
 
 
-def test_plain_training_runs_share_an_experiment(storage: Path) -> None:
+def test_plain_training_runs_share_an_experiment(make: Make) -> None:
     for name in ("sam-1", "sam-2"):
-        training = Study(storage, name, "train")
+        training = make(name, "train")
         training.whole(name)
         training.begin(f"{name}-open")
         (training.directory / "curve.csv").write_text("x")
@@ -318,8 +334,8 @@ def test_plain_training_runs_share_an_experiment(storage: Path) -> None:
 
 
 @pytest.mark.parametrize("deleted", [False, True])
-def test_a_name_that_is_taken(storage: Path, deleted: bool) -> None:
-    study = Study(storage)
+def test_a_name_that_is_taken(make: Make, storage: Path, deleted: bool) -> None:
+    study = make()
     taken = study.client.create_experiment("digits")
     if deleted:
         study.client.delete_experiment(taken)
@@ -328,7 +344,7 @@ def test_a_name_that_is_taken(storage: Path, deleted: bool) -> None:
     study.whole("b")
     study.mirror()
     assert set(study.runs("digits-2")) == {"digits", "a", "b"}
-    other = Study(storage / "elsewhere", "digits")
+    other = make(within=storage / "elsewhere")
     other.uri = study.uri
     other.mirror()
     assert set(other.runs("digits-3")) == {"digits"}
@@ -370,7 +386,8 @@ def test_killed_before_the_cursor_was_saved(study: Study, calls: Counter[str], c
     study.mirror()
     assert study.history("a") == [(1, 1.0), (2, 0.5)]
     assert len(study.history("b")) == 1
-    assert study.runs()["b"].info.status == "FAILED" and study.runs()["b"].data.tags["error"] == "boom"
+    assert study.runs()["b"].info.status == "FAILED"
+    assert study.runs()["b"].data.tags["error"] == "boom"
     assert study.runs()["a"].data.params == {"optim.rho": "0.1"}
     assert (calls["create_experiment"], calls["create_run"]) == (1, 3)
 
@@ -410,7 +427,9 @@ def test_a_server_that_is_away(study: Study) -> None:
     started = time.monotonic()
     assert not away.drain(1.0)
     assert time.monotonic() - started < 2.0
-    assert away.problem and "\n" not in away.problem and "secret" not in away.problem
+    assert away.problem
+    assert "\n" not in away.problem
+    assert "secret" not in away.problem
     study.whole("b")  # writing never waits
     assert not away.close(0.2)
     assert not (study.directory / "mlflow.json").exists()
@@ -432,7 +451,8 @@ def test_a_server_that_comes_back(study: Study, monkeypatch: pytest.MonkeyPatch)
     with Mirror(study.directory, study.uri, interval_s=0.05) as mirror:
         study.begin("a")
         study.epoch("a", 1)
-        assert mirror.drain(PATIENCE) and mirror.problem is None
+        assert mirror.drain(PATIENCE)
+        assert mirror.problem is None
         away.set()
         study.epoch("a", 2)
         study.whole("b")
@@ -460,7 +480,8 @@ def test_a_server_that_hangs(study: Study, monkeypatch: pytest.MonkeyPatch) -> N
     study.whole("a")
     stuck = Mirror(study.directory, study.uri, interval_s=0.05).start()
     started = time.monotonic()
-    assert not stuck.drain(0.3) and stuck.problem
+    assert not stuck.drain(0.3)
+    assert stuck.problem
     assert not stuck.close(0.3)
     assert time.monotonic() - started < 1.5
     later = Mirror(study.directory, study.uri, interval_s=0.05).start()  # while the first is in its last call
@@ -477,7 +498,8 @@ def test_a_line_that_was_cut_off(study: Study) -> None:
     with open(study.directory / FILE, "ab") as file:
         file.write(b'{"event": "epoch", "time": 1.0, "run": "a", "ep')
     with Mirror(study.directory, study.uri, interval_s=0.05) as mirror:
-        assert mirror.drain(PATIENCE) and mirror.problem is None
+        assert mirror.drain(PATIENCE)
+        assert mirror.problem is None
         study.ledger.close()
         study.ledger = Ledger(study.directory)  # the next writer cuts it away
         study.epoch("a", 2)
@@ -489,28 +511,36 @@ def test_a_study_goes_on_after_its_end(study: Study) -> None:
     study.whole("done")
     study.begin("broken")
     study.end("broken", "failed", error="boom")
-    study.begin("cut")
-    study.epoch("cut", 1)
+    for run, outcome in (("cut", "killed"), ("down", "failed")):
+        study.begin(run)
+        study.epoch(run, 1)
+        study.end(run, outcome, epoch=1)
+    study.begin("late")
+    study.end("late", "pruned")
+    study.epoch("late", 3)
     study.ledger.write("finish", outcome="interrupted")
     study.mirror()
     assert study.runs()["cut"].info.status == study.runs()["digits"].info.status == "KILLED"
+    assert study.runs()["late"].data.tags["outcome"] == "pruned"
 
     study.header()
     study.epoch("cut", 2)
+    study.epoch("down", 2)
     study.begin("broken")
     study.mirror()
     runs = study.runs()
-    assert [runs[name].info.status for name in ("digits", "cut", "broken")] == ["RUNNING"] * 3
-    assert [runs[name].data.tags["outcome"] for name in ("cut", "broken")] == ["running"] * 2
+    assert [runs[name].info.status for name in ("digits", "cut", "down", "broken")] == ["RUNNING"] * 4
+    assert [runs[name].data.tags["outcome"] for name in ("cut", "down", "broken")] == ["running"] * 3
     assert runs["done"].info.status == "FINISHED"
 
-    study.end("cut")
-    study.end("broken")
+    for run in ("cut", "down", "broken"):
+        study.end(run)
     study.ledger.write("finish", outcome="completed")
     study.mirror()
     runs = study.runs()
+    assert runs.pop("late").info.status == "KILLED"
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    assert {runs[name].data.tags["outcome"] for name in ("done", "cut", "broken")} == {"completed"}
+    assert {run.data.tags["outcome"] for run in runs.values() if run.info.run_name != "digits"} == {"completed"}
     assert runs["broken"].data.tags["error"] == ""
     assert study.history("cut") == [(1, 1.0), (2, 0.5)]
 
@@ -542,10 +572,10 @@ def test_a_lost_database_is_filled_again(study: Study, database: Path) -> None:
     assert set(study.runs()) == {"digits", "a", "b"}
 
 
-def test_a_ledger_that_comes_later(storage: Path) -> None:
+def test_a_ledger_that_comes_later(make: Make, storage: Path) -> None:
     with Mirror(storage / "later", tracking_uri(storage), interval_s=0.05) as mirror:
         assert mirror.drain(0.1)
-        study = Study(storage, "later")
+        study = make("later")
         study.whole("a")
         assert mirror.drain(PATIENCE)
     assert set(study.runs()) == {"later", "a"}
