@@ -21,9 +21,9 @@ from collections.abc import Callable
 import torch
 
 from bisam_ray.config import resolve
+from bisam_ray.optim.comm import Solo
 from bisam_ray.optim.schedule import Sequential
 from bisam_ray.training import engine, models
-from bisam_ray.optim.comm import Solo
 
 METHODS = {"sgd": 1.0, "sam": 2.15, "bisam-tanh": 2.15, "bisam-log": 2.15, "lets-sam": 3.4, "lets-bisam-tanh": 4.0}
 MODELS = {"cnn": ((1, 8, 8), 200, 20), "pytorchcv/resnet20_cifar10": ((3, 32, 32), 12, 1)}  # shape, rounds, steps

@@ -111,6 +111,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lets-bisam-tanh": {**BISAM_TANH, **LEARNED},
     "lets-bisam-log": {**BISAM_LOG, **LEARNED},
 }
+DATASETS = ("digits",)  # training/data.py
+MODELS = ("cnn", "mlp", "torchvision/NAME", "pytorchcv/NAME")  # training/models.py
 SHORTHANDS = {"data": "data.name", "model": "model.name"}
 
 
@@ -151,7 +153,8 @@ def merge(into: dict[str, Any], layer: Mapping[str, Any], prefix: str = "") -> N
             raise ConfigError(f"{path}: unknown key{suggest(path, paths())}")
         if kind == "section":
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{path}={value}: a section, not a value{suggest(path + '.', paths())}")
+                inner = [p for p in paths() if p.startswith(f"{path}.")]
+                raise ConfigError(f"{path}={value}: a section, not a value; its keys: {', '.join(inner)}")
             merge(into, value, f"{path}.")
             continue
         section, _, name = path.rpartition(".")
@@ -185,6 +188,10 @@ def get(config: Config, path: str) -> Any:
 def contradictions(config: Config) -> None:
     """Refuse, with the reason, what each field alone cannot show to be wrong."""
     optim, lets, method = config.optim, config.lets, config.method
+    for section, name, known in (("data", config.data.name, DATASETS), ("model", config.model.name, MODELS)):
+        family = name.partition("/")[0] + "/NAME" if "/" in name else name
+        if ":" not in name and family not in known:
+            raise ConfigError(f"{section}.name={name}: unknown{suggest(name, known)} (or your own, module:function)")
     if optim.objective == "none":
         for name in ("rho", "mu", "alpha"):
             if getattr(optim, name) is not None:

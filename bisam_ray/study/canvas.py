@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#1b1f23"  # drawn with this, shown in currentColor
-COLOURS = ("#1f7fc4", "#d55e00", "#009e73", "#b5659b", "#8a6d1f", "#6f6fd0", "#c2453d", "#3a8f9e")
+COLOURS = ("#1f7fc4", "#d55e00", "#009e73", "#b5659b", "#6f6fd0", "#c2453d", "#3a8f9e", "#8a6d1f")
 GREY = "#7d8389"  # arms without a radius: what the others are held against
 SHAPES = {"none": "s", "fixed": "o", "searched": "D", "learned": "^"}
 PANEL = (4.4, 3.3)  # inches: one column of the page
@@ -129,9 +129,7 @@ class Canvas:
         return Drawing(self.name, title, caption, panels)
 
 
-def panel(
-    svg: bytes, name: str, text: str, tips: Mapping[str, Sequence[str]], part: tuple[int, int] = (0, 1)
-) -> str:
+def panel(svg: bytes, name: str, text: str, tips: Mapping[str, Sequence[str]], part: tuple[int, int] = (0, 1)) -> str:
     """Column i of n of a figure, as SVG to put into a page; all the ids begin with `name`."""
     root = ElementTree.fromstring(svg)
     _, _, width, height = (float(value) for value in root.attrib["viewBox"].split())
@@ -141,7 +139,7 @@ def panel(
     for group in root.findall(f".//{{{SVG}}}g[@id]"):
         points = group.findall(f".//{{{SVG}}}use")
         for use, tip in zip(points, tips.get(group.attrib["id"], ()), strict=False):
-            ElementTree.SubElement(use, "title").text = tip
+            ElementTree.SubElement(use, "title").text = printable(tip)
     for element in root.iter():
         if not isinstance(element.tag, str):  # a comment
             continue
@@ -161,7 +159,7 @@ def panel(
     root.attrib.clear()
     root.set("viewBox", f"{width * i / n:g} 0 {width / n:g} {height:g}")
     root.set("role", "img")
-    root.set("aria-label", text)
+    root.set("aria-label", printable(text))
     root.set("style", f"font-family:{FONT};stroke-linejoin:round;stroke-linecap:butt")
     return ElementTree.tostring(root, encoding="unicode")
 
@@ -171,9 +169,11 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) ->
         csv.writer(file).writerows([head, *rows])
 
 
-def as_percent(value: float, _: int | None = None) -> str:
-    """A tick of an accuracy or a share."""
-    return f"{100 * value:g} %"
+def in_percent(axes: Axes, which: str) -> None:
+    """Ticks of an accuracy or a share in [0, 1]."""
+    axes.locator_params(axis=which, nbins=6, steps=[1, 2, 5, 10])
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -184,8 +184,13 @@ def ticks(low: float, high: float) -> list[float]:
 
 def short(name: str, length: int = 22) -> str:
     """A name as a label: printable, and not too long."""
-    name = "".join(c for c in name if c.isprintable())
+    name = printable(name)
     return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def printable(text: str) -> str:
+    """Text without what XML forbids."""
+    return "".join(c for c in text if c.isprintable())
 
 
 def percent(value: float) -> str:

@@ -287,9 +287,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """95 % t-interval of the mean; NaN for fewer than two values."""
     if len(values) < 2:
         return math.nan, math.nan
-    from scipy.stats import t
+    from scipy.special import stdtrit  # the t quantile; scipy.stats takes three times as long to import
 
-    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
     return fmean(values) - half, fmean(values) + half
 
 

@@ -17,8 +17,8 @@ from .canvas import (
     Canvas,
     Drawing,
     Look,
-    as_percent,
     estimate,
+    in_percent,
     percent,
     short,
     ticks,
@@ -87,30 +87,29 @@ def accuracy(canvas: Canvas, summary: Summary, seen: Mapping[str, Look]) -> Draw
     for row, arm in enumerate(arms):
         name, look = arm.arm, seen[arm.arm]
         tips = [f"{name}, replicate {i}: {percent(value)}" for i, value in enumerate(arm.test)]
-        canvas.dots(
-            axes, look, arm.test, [row] * len(arm.test), tips, markersize=4, alpha=0.4, markeredgewidth=0
-        )
+        pale = {"markersize": 4, "alpha": 0.55, "markeredgewidth": 0}
+        canvas.dots(axes, look, arm.test, [row + 0.24] * len(arm.test), tips, **pale)
         axes.plot(arm.ci95, [row, row], color=look.colour, linewidth=2)
         tip = f"{name}: {estimate(arm.test_accuracy, arm.ci95)}"
         canvas.dots(axes, look, [arm.test_accuracy], [row], [tip], markersize=7)
         if arm.restarts > 1:
-            below = row - 0.32
+            below = row - 0.28
             axes.plot(arm.single_ci95, [below, below], color=look.colour, linewidth=0.8)
             tip = f"{name}, one run alone: {estimate(arm.single_accuracy, arm.single_ci95)}"
             canvas.dots(axes, look, [arm.single_accuracy], [below], [tip], markersize=4.5, fillstyle="none")
     axes.set_yticks(range(len(arms)), [short(arm.arm) for arm in arms])
-    axes.set_ylim(-0.65, len(arms) - 0.5)
+    axes.set_ylim(-0.6, len(arms) - 0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    axes.xaxis.set_major_formatter(as_percent)
+    in_percent(axes, "x")
     axes.set_xlabel("test accuracy")
 
     rows = [(arm.arm, i, value) for arm in reversed(arms) for i, value in enumerate(arm.test)]
     canvas.table(("arm", "replicate", "test_accuracy"), rows)
-    caption = "Mean and 95 % interval at equal cost; the pale marks are replicates."
+    caption = "Mean and 95 % interval at equal cost; above, pale: the replicates."
     if any(arm.restarts > 1 for arm in arms):
-        caption += " Hollow, below: one run alone, without restarts."
+        caption += " Below, hollow: one run alone, without restarts."
     text = "; ".join(f"{arm.arm} {estimate(arm.test_accuracy, arm.ci95)}" for arm in reversed(arms))
     return canvas.save("Test accuracy", caption, f"Test accuracy: {text}.")
 
@@ -123,10 +122,10 @@ def cost(canvas: Canvas, lines: Spending, summary: Summary | None, seen: Mapping
         if name in lines and math.isfinite(arm.cost_gradients + arm.val_accuracy):
             ends[name] = arm.cost_gradients, arm.val_accuracy
     tops = [value for arm, (_, y) in lines.items() for value in (y[-1], ends[arm][1])]
-    span = max(0.05, max(tops) - min(tops))
-    low, high = max(0.0, min(tops) - span), min(1.0, max(tops) + 0.2 * span)
+    span = max(0.1, max(tops) - min(tops))
+    low, high = max(0.0, min(tops) - span), min(1.0, max(tops) + 0.15 * span)
     bottom = BOTTOM / canvas.height
-    axes = canvas.figure.add_axes((0.135, bottom, 0.56, 0.985 - bottom))
+    axes = canvas.figure.add_axes((0.15, bottom, 0.485, 0.985 - bottom))
     for arm, (x, y) in lines.items():
         look, (end_x, end_y) = seen[arm], ends[arm]
         axes.plot([v / MILLION for v in x], y, color=look.colour, linewidth=1.5, drawstyle="steps-post")
@@ -139,11 +138,11 @@ def cost(canvas: Canvas, lines: Spending, summary: Summary | None, seen: Mapping
     if summary:
         at = summary.budget / MILLION
         axes.axvline(at, color=INK, linewidth=0.8, linestyle=DASHES, alpha=0.6)
-        axes.text(at, low + 0.015 * (high - low), "budget C ", ha="right", va="bottom")
+        axes.annotate("budget C", (at, low), (-4, 3), textcoords="offset points", ha="right")
     heights = {arm: (end - low) / (high - low) for arm, (_, end) in ends.items()}
     labels_at_right(axes, heights, seen, step=0.2 / canvas.height)
     axes.grid(axis="y")
-    axes.yaxis.set_major_formatter(as_percent)
+    in_percent(axes, "y")
     axes.set_xlabel("gradient evaluations × examples, millions")
     axes.set_ylabel("best validation accuracy so far")
 
@@ -166,8 +165,8 @@ def labels_at_right(axes: Axes, heights: Mapping[str, float], seen: Mapping[str,
         at[i] = min(at[i], at[i + 1] - step if i + 1 < len(at) else 0.98)
     place = {"transform": axes.transAxes, "clip_on": False}
     for arm, y in zip(arms, at, strict=True):
-        axes.plot([1.05], [y], seen[arm].shape, color=seen[arm].colour, markersize=5, **place)
-        axes.text(1.09, y, short(arm, 20), va="center_baseline", fontsize=8, **place)
+        axes.plot([1.055], [y], seen[arm].shape, color=seen[arm].colour, markersize=5, **place)
+        axes.text(1.1, y, short(arm, 20), va="center_baseline", fontsize=8, **place)
 
 
 def radius(
@@ -179,18 +178,14 @@ def radius(
 ) -> Drawing:
     """The learned radius over training beside the radii that were searched, on one axis."""
     rhos = [trial.rho for rows in trials.values() for trial in rows]
-    rhos += [
-        rho for lines in learned.values() for line in lines for at in line for rho in (at.least, at.most)
-    ]
+    rhos += [rho for lines in learned.values() for line in lines for at in line for rho in (at.least, at.most)]
     low, high = min(rhos) / 1.3, max(rhos) * 1.3
     keyed = bool(learned) or len(trials) > 1
     bottom, top = BOTTOM / canvas.height, 0.985
     if keyed:
         top -= 0.19 * math.ceil(max(len(learned), len(trials)) / 2) / canvas.height
     n = canvas.columns
-    boxes = [
-        ((i + x) / n, bottom, 0.82 / n, top - bottom) for i, x in zip(range(n), (0.15, 0.03), strict=False)
-    ]
+    boxes = [((i + x) / n, bottom, 0.8 / n, top - bottom) for i, x in zip(range(n), (0.15, 0.03), strict=False)]
     panels = [canvas.figure.add_axes(box) for box in boxes]
     left, right = panels[0], panels[-1]
     if learned:
@@ -207,7 +202,7 @@ def radius(
         axes.set_yticks(ticks(low, high), [f"{v:g}" for v in ticks(low, high)])
         axes.minorticks_off()
         axes.grid(axis="y")
-        axes.xaxis.set_major_formatter(as_percent)
+        in_percent(axes, "x")
         if keyed:
             axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2)
     left.set_ylabel("radius ρ (logarithmic)")
@@ -238,9 +233,7 @@ def radius(
         told.append("Learned, over training: mean and range over replicates; thin lines began elsewhere.")
         text += [f"{arm} learned {lines[0][-1].mean:.3g}" for arm, lines in learned.items()]
     if trials:
-        told.append(
-            "Searched: a mark per trial, hollow when not completed; star and dashed line are the choice."
-        )
+        told.append("Searched: a mark per trial, hollow if not completed; star and dashed line are the choice.")
         text += [f"{arm} chose {trial.rho:.3g}" for arm, trial in choices.items()]
     title = "The radius, learned beside searched" if n > 1 else "The radius"
     return canvas.save(title, " ".join(told), f"Radius: {'; '.join(text) or 'no choice yet'}.")

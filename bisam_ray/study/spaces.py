@@ -28,21 +28,22 @@ DIRECTORIES = (HERE / "search_spaces", HERE.parent / "search_spaces")  # install
 class Domain(BaseModel):
     """The values of one key: exactly one kind."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
     log: tuple[float, float] | None = None
     uniform: tuple[float, float] | None = None
-    int: tuple[int, int] | None = None
+    whole: tuple[int, int] | None = Field(None, alias="int")
     choice: list[Any] | None = Field(None, min_length=1)
     step: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def one_kind(self) -> Domain:
-        kinds = [k for k in ("log", "uniform", "int", "choice") if getattr(self, k) is not None]
+        given = {"log": self.log, "uniform": self.uniform, "int": self.whole, "choice": self.choice}
+        kinds = [kind for kind, value in given.items() if value is not None]
         if len(kinds) != 1:
             raise ValueError(f"needs exactly one of log, uniform, int, choice; has {', '.join(kinds) or 'none'}")
         kind = kinds[0]
         if kind != "choice":
-            low, high = getattr(self, kind)
+            low, high = self.ends()
             if low >= high or (kind == "log" and low <= 0):
                 raise ValueError(f"{kind}: [{low}, {high}]: needs {'0 < ' if kind == 'log' else ''}low < high")
         elif self.step is not None:
@@ -51,7 +52,7 @@ class Domain(BaseModel):
 
     def ends(self) -> list[Any]:
         """The extreme values, to be tried against the configuration before anything runs."""
-        return list(self.choice or self.log or self.uniform or self.int or [])
+        return list(self.choice or self.log or self.uniform or self.whole or [])
 
     def tune(self) -> Any:
         """The Ray Tune domain."""
@@ -59,8 +60,8 @@ class Domain(BaseModel):
 
         if self.choice is not None:
             return tune.choice(self.choice)
-        if self.int is not None:
-            low, high = self.int
+        if self.whole is not None:
+            low, high = self.whole
             return tune.qrandint(low, high, round(self.step)) if self.step else tune.randint(low, high + 1)
         if self.log is not None:
             return tune.qloguniform(*self.log, self.step) if self.step else tune.loguniform(*self.log)
@@ -110,7 +111,7 @@ def read(name: str | Path) -> Space:
         first = error.errors()[0]
         where = ": ".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            known = Domain.model_fields if len(first["loc"]) > 1 else Space.model_fields
+            known = ("log", "uniform", "int", "choice", "step") if len(first["loc"]) > 1 else tuple(Space.model_fields)
             raise ConfigError(f"{path}: {where}: unknown key{suggest(str(first['loc'][-1]), known)}") from None
         raise ConfigError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
     known_paths = set(paths())

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import ConfigError, Data, suggest
+from ..config import ConfigError, Data
 from .plugins import load_function
 
 SHARES = {
@@ -98,8 +98,6 @@ def digits() -> tuple[Tensor, Tensor]:
 
 def own(name: str) -> tuple[Tensor, Tensor]:
     """The user's own data set."""
-    if ":" not in name:
-        raise ConfigError(f"data.name={name}: unknown{suggest(name, ['digits'])} (or your own, module:function)")
     made = load_function("data.name", name)()
     try:
         x, y = (torch.as_tensor(part) for part in made)

@@ -150,7 +150,7 @@ def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None =
     if epoch == config.train.epochs:  # the run was finished before: its last record once more
         yield EpochRecord(epoch, metrics, snapshot, evaluated)
     for epoch in range(start + 1, config.train.epochs + 1):
-        began, totals = time.perf_counter(), torch.zeros(7, device=device)
+        began, totals = time.perf_counter(), torch.zeros(7, dtype=torch.float64, device=device)
         model.train()
         for step in range((epoch - 1) * epoch_steps, epoch * epoch_steps):
             for group in base.param_groups:

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, ConfigError, resolve
+from ..config import Config, ConfigError
+from .plugins import load_function
 
 CHECKPOINT_EVERY_S = 5.0  # a kill costs at most this much work, a short run writes no more than its last epoch
 
@@ -124,11 +125,17 @@ def cpus() -> int:
 
 
 def check_feasible(config: Config) -> None:
-    """Refuse workers that the machine does not have: Ray would wait for them for ever.
+    """Refuse, before anything starts, what cannot run here.
+
+    A network or data set that cannot be imported; workers that the machine does not have, for which Ray would wait
+    for ever.
 
     Raises:
         ConfigError: naming the largest number that fits.
     """
+    for field, name in (("data.name", config.data.name), ("model.name", config.model.name)):
+        if ":" in name:
+            load_function(field, name)
     scale = config.scale
     if config.data.batch_size % scale.workers:
         raise ConfigError(
@@ -281,10 +288,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def read_config(path: Path) -> Config:
-    """The configuration of a checkpoint, without its weights' use."""
-    from . import checkpoint
-
-    return resolve(checkpoint.load(path)[0].model_dump())

@@ -23,12 +23,10 @@ def build(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     library, _, rest = name.partition("/")
     if library in LIBRARIES and rest:
         return LIBRARIES[library](rest, input_shape, classes)
-    if ":" in name:
-        model = load_function("model.name", name)(input_shape, classes)
-        if not isinstance(model, nn.Module):
-            raise ConfigError(f"model.name={name}: must return a torch.nn.Module, not {type(model).__name__}")
-        return model
-    raise ConfigError(f"model.name={name}: unknown{suggest(name, [*BUILT_IN, *(f'{lib}/NAME' for lib in LIBRARIES)])}")
+    model = load_function("model.name", name)(input_shape, classes)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model.name={name}: must return a torch.nn.Module, not {type(model).__name__}")
+    return model
 
 
 def cnn(input_shape: tuple[int, ...], classes: int) -> nn.Module:

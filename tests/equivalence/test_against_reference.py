@@ -186,9 +186,7 @@ LETS_CASES = list(
     ("case", "objective", "train_batch", "curvature", "warmup", "every"),
     [pytest.param(i, *c, id="-".join(map(str, c))) for i, c in enumerate(LETS_CASES)],
 )
-def test_learned_radius(
-    case: int, objective: str, train_batch: str, curvature: str, warmup: float, every: int
-) -> None:
+def test_learned_radius(case: int, objective: str, train_batch: str, curvature: str, warmup: float, every: int) -> None:
     # the axes that the identifiers leave out take turns
     base = ("sgd", "momentum", "nesterov")[case % 3]
     smoothing = (0.0, 0.1)[case // 3 % 2]

@@ -560,6 +560,19 @@ def test_what_a_person_deleted_stays_deleted(study: Study) -> None:
     assert {run.info.status for run in study.runs().values()} == {"FINISHED"}
 
 
+def test_an_experiment_that_was_deleted_is_made_anew(study: Study) -> None:
+    study.begin("a")
+    study.epoch("a", 1)
+    with Mirror(study.directory, study.uri, interval_s=0.05) as mirror:
+        assert mirror.drain(PATIENCE)
+        study.client.delete_experiment(study.client.get_experiment_by_name("digits").experiment_id)
+        study.epoch("a", 2)
+        assert mirror.drain(PATIENCE)
+    assert set(study.runs("digits-2")) == {"digits", "a"}
+    points = study.client.get_metric_history(study.runs("digits-2")["a"].info.run_id, "train/loss")
+    assert sorted(point.step for point in points) == [1, 2]
+
+
 def test_a_lost_database_is_filled_again(study: Study, database: Path) -> None:
     study.whole("a")
     study.mirror()

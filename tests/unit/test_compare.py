@@ -1,0 +1,104 @@
+"""The statistics, on ledgers made by hand."""
+
+import math
+import random
+from statistics import fmean
+
+import pytest
+
+from bisam_ray.config import resolve
+from bisam_ray.study import compare
+from bisam_ray.study.ledger import Ledger, read
+
+
+def record(ledger, arm, replicate, restart, val, test, outcome="completed", method="sam", policy="fixed"):
+    name = f"{arm}-{replicate}-{restart}"
+    ledger.write(
+        "begin",
+        run=name,
+        arm=arm,
+        phase="final",
+        method=method,
+        radius_policy=policy,
+        seed=0,
+        replicate=replicate,
+        restart=restart,
+        suggested=None,
+        config=resolve({"method": method}).model_dump(exclude_none=True),
+    )
+    ledger.write("epoch", run=name, epoch=1, metrics={"cost/gradients": 100.0, "cost/seconds": 1.0, "sam/rho": 0.05})
+    even, odd = val if isinstance(val, tuple) else (val, val)
+    final = {
+        "final/val_accuracy": (even + odd) / 2,
+        "final/val_even": even,
+        "final/val_odd": odd,
+        "final/test_accuracy": test,
+        "best/test_accuracy": test,
+    }
+    ledger.write("end", run=name, outcome=outcome, epoch=1, metrics=final if outcome == "completed" else {})
+
+
+def test_the_run_that_is_best_on_val_is_kept_and_its_test_is_reported(tmp_path):
+    with Ledger(tmp_path) as ledger:
+        for replicate, tests in enumerate([(0.7, 0.8), (0.72, 0.9), (0.71, 0.85)]):
+            record(ledger, "sam", replicate, 0, val=0.5, test=tests[0])
+            record(ledger, "sam", replicate, 1, val=0.6, test=tests[1])
+            record(ledger, "sgd", replicate, 0, val=0.4, test=0.95, method="sgd", policy="none")
+    summary = compare.summarize(read(tmp_path))
+    sam, sgd = summary.of("sam"), summary.of("sgd")
+    assert sam.test == [0.8, 0.9, 0.85]
+    assert sam.single_accuracy == pytest.approx(fmean([0.7, 0.72, 0.71]))
+    assert (sam.restarts, sgd.restarts, sam.cost_gradients) == (2, 1, 200.0)
+    assert summary.winner == "sam"  # test had no say
+    assert summary.indicative
+    assert "indicative: 3 replicates" in summary.verdict
+    assert sgd.difference[0] == pytest.approx(-0.1)
+    low, high = sam.ci95
+    assert low == pytest.approx(0.85 - 4.3027 * 0.05 / math.sqrt(3), abs=1e-4)
+    assert high == pytest.approx(0.85 + 4.3027 * 0.05 / math.sqrt(3), abs=1e-4)
+
+
+def test_the_best_of_many_is_judged_by_the_half_of_val_that_did_not_choose_it(tmp_path):
+    """Many restarts without any merit must not look better than one run without any."""
+    chance = random.Random(0)
+    gains = []
+    for study in range(60):
+        with Ledger(tmp_path / str(study)) as ledger:
+            for restart in range(20):
+                record(ledger, "lucky", 0, restart, val=(chance.gauss(0.5, 0.03), chance.gauss(0.5, 0.03)), test=0.5)
+        gains.append(compare.summarize(read(tmp_path / str(study))).of("lucky").val_accuracy - 0.5)
+    assert abs(fmean(gains)) < 0.01  # the plain maximum would show +0.04
+
+
+def test_replicates_that_lack_an_arm_are_left_out_and_told(tmp_path):
+    with Ledger(tmp_path) as ledger:
+        for replicate in range(3):
+            record(ledger, "sam", replicate, 0, 0.5, 0.8)
+            record(ledger, "sgd", replicate, 0, 0.4, 0.7, outcome="failed" if replicate == 1 else "completed")
+    summary = compare.summarize(read(tmp_path))
+    assert summary.n == 2
+    assert any("1 replicates lack" in note for note in summary.notes)
+    assert any("did not finish (failed)" in note for note in summary.notes)
+
+
+def test_nothing_finished_is_no_summary(tmp_path):
+    with Ledger(tmp_path) as ledger:
+        record(ledger, "sam", 0, 0, 0.5, 0.8, outcome="diverged")
+    assert compare.summarize(read(tmp_path)) is None
+
+
+def test_intervals_hold_what_they_promise():
+    chance = random.Random(1)
+    covered = 0
+    for _ in range(2000):
+        low, high = compare.interval([chance.gauss(0, 1) for _ in range(5)])
+        covered += low <= 0 <= high
+    assert 0.935 < covered / 2000 < 0.965
+
+
+def test_replicates_are_paired_across_arms_and_fresh():
+    arms = compare.arms_of([], also=["sam", "lets-sam"])
+    base = compare.plan(arms, {}, {})
+    made = [compare.replicated(arm, base[arm.name], ({}, arm.layer, {}, {}), 2, 1) for arm in arms]
+    assert {(c.seed, c.data.split_seed, c.data.noise_seed) for c in made} == {(1102, 102, 102)}
+    assert made[2].optim.rho == 0.1  # the second of ρ₀ = .05, .1, .2

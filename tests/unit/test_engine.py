@@ -1,0 +1,181 @@
+"""The loop: repeatable, resumable, and costing what it says."""
+
+import copy
+import math
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bisam_ray.config import PRESETS, ConfigError, resolve
+from bisam_ray.optim.comm import Solo
+from bisam_ray.study.compare import gradients_per_step
+from bisam_ray.training import checkpoint, data, engine, launch, models
+
+QUICK = {"model.name": "mlp", "train.epochs": 4, "data.label_noise": 0.2}
+LETS = [{"lets.train_batch": "same"}, {"lets.curvature": "diagonal"}, {"lets.every": 3}, {"lets.gap_ema": 0.5}]
+CASES = [({"method": m}, {}) for m in PRESETS] + [({"method": "lets-bisam-tanh"}, extra) for extra in LETS]
+
+
+def same(a, b):
+    """Two nested states, bit for bit; the clock aside."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"seconds", "cost/seconds"}:
+            same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize(("method", "extra"), CASES, ids=str)
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, method, extra):
+    config = resolve(QUICK, method, extra)
+    path = tmp_path / "run.pt"
+    for record in engine.run(config):
+        if record.epoch == 2:
+            checkpoint.save(path, config, record.state())
+    whole = record.state()
+    stored, state = checkpoint.load(path)
+    assert stored == config
+    for record in engine.run(stored, state=state):
+        pass
+    same(whole, record.state())
+
+
+def test_dropout_masks_are_resumed_and_replayed(monkeypatch):
+    def dropping(shape, classes):
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, classes))
+
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(dropping=dropping))
+    config = resolve(QUICK, {"model.name": "mine:dropping"})
+    records = engine.run(config)
+    next(records)
+    middle = copy.deepcopy(next(records).state())
+    *_, last = records
+    *_, again = engine.run(config, state=middle)
+    same(last.state(), again.state())
+    # with the masks replayed in the second pass, radius 0 is plain SGD
+    *_, zero = engine.run(resolve(QUICK, {"model.name": "mine:dropping", "optim.rho": 0}))
+    *_, plain = engine.run(resolve(QUICK, {"model.name": "mine:dropping", "method": "sgd"}))
+    same(plain.state()["model"], zero.state()["model"])
+
+
+@pytest.mark.parametrize("method", ["sam", "asam", "bisam-tanh", "bisam-log"])
+def test_radius_zero_is_the_base_optimizer_bit_for_bit(method):
+    *_, zero = engine.run(resolve(QUICK, {"model.name": "cnn", "method": method, "optim.rho": 0}))
+    *_, plain = engine.run(resolve(QUICK, {"model.name": "cnn", "method": "sgd"}))
+    same(plain.state()["model"], zero.state()["model"])
+
+
+@pytest.mark.parametrize(("method", "extra"), CASES, ids=str)
+def test_the_planned_cost_is_the_counted_cost(method, extra):
+    config = resolve(QUICK, method, extra, {"train.epochs": 2})
+    *_, record = engine.run(config)
+    steps = 1000 // 64 * 2
+    planned = gradients_per_step(config) * steps * 64
+    # a pending hypergradient is paid for in the step after: one step's worth may be open at the end
+    assert planned - 64 * 2 <= record.metrics["cost/gradients"] <= planned + 64 * 3
+
+
+def test_every_method_takes_the_same_number_of_steps_and_learns():
+    tracked = []
+    for method in PRESETS:
+        *_, record = engine.run(resolve(QUICK, {"method": method, "model.name": "cnn", "data.label_noise": 0}))
+        tracked.append(int(record.state()["model"]["1.num_batches_tracked"]))
+        assert record.metrics["val/accuracy"] > 0.8, method
+    assert set(tracked) == {15 * 4}  # batch-norm statistics move once a step, whatever the method
+
+
+def test_metrics_are_those_of_the_readme():
+    *_, fixed = engine.run(resolve(QUICK))
+    *_, learned = engine.run(resolve(QUICK, {"method": "lets-sam"}))
+    common = {
+        "train/loss", "train/accuracy", "val/loss", "val/accuracy", "sam/rho", "sam/sharpness", "sam/grad_norm",
+        "best/val_accuracy", "cost/gradients", "cost/seconds",
+    }  # fmt: skip
+    assert set(fixed.metrics) == common
+    assert set(learned.metrics) == common | {"lets/hypergradient", "lets/gap"}
+    assert all(math.isfinite(v) for v in learned.metrics.values())
+
+
+def test_warm_up_starts_at_zero_and_ends_at_rho():
+    rho = [r.metrics["sam/rho"] for r in engine.run(resolve(QUICK, {"optim.warmup": 0.5, "optim.rho": 0.2}))]
+    assert rho[0] < 0.06
+    assert rho[-1] == pytest.approx(0.2)
+
+
+def test_divergence_is_an_error_of_its_own():
+    with pytest.raises(engine.Diverged, match="epoch"):
+        for _ in engine.run(resolve(QUICK, {"method": "sgd", "optim.lr": 1e30, "model.name": "cnn"})):
+            pass
+
+
+def test_the_last_record_of_a_finished_run_comes_again(tmp_path):
+    job = launch.Job("run", resolve(QUICK), tmp_path / "run.pt", resume=True)
+    *_, first = launch.steps(job)
+    (again,) = launch.steps(job)
+    same(first.final, again.final)
+    assert again.epoch == 4
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
+    path = tmp_path / "run.pt"
+    list(launch.steps(launch.Job("run", resolve(QUICK), path)))
+    with pytest.raises(ConfigError, match="another configuration"):
+        next(launch.steps(launch.Job("run", resolve(QUICK, {"seed": 1}), path, resume=True)))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"text"])
+def test_a_damaged_checkpoint_is_told_in_one_line(tmp_path, content):
+    path = tmp_path / "run.pt"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="not a readable checkpoint"):
+        checkpoint.load(path)
+
+
+def test_a_failed_save_keeps_the_old_checkpoint(tmp_path):
+    path, config = tmp_path / "run.pt", resolve(QUICK)
+    checkpoint.save(path, config, {"epoch": 1})
+    with pytest.raises((AttributeError, TypeError)):
+        checkpoint.save(path, config, {"epoch": lambda: None})
+    assert checkpoint.load(path)[1] == {"epoch": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_evaluation_puts_the_model_back(tmp_path):
+    records = engine.run(resolve(QUICK, {"model.name": "cnn"}))
+    next(records)
+    record = next(records)
+    before = {k: v.clone() for k, v in record.state()["model"].items()}
+    record.evaluate("test", "best")
+    same(before, record.state()["model"])
+
+
+def test_networks_by_name_and_of_ones_own(monkeypatch):
+    for name in ("cnn", "mlp", "torchvision/resnet18"):
+        model = models.build(name, (1, 8, 8) if name != "torchvision/resnet18" else (1, 32, 32), 7).eval()
+        x = torch.randn(2, 1, *((32, 32) if "resnet" in name else (8, 8)))
+        assert model(x).shape == (2, 7)
+    for name, told in [
+        ("torchvision/resnet19", "did you mean resnet1"),
+        ("nowhere:net", "no module named nowhere"),
+    ]:
+        with pytest.raises(ConfigError, match=told):
+            models.build(name, (1, 8, 8), 10)
+
+
+def test_two_processes_share_a_batch_evenly():
+    class Half(Solo):
+        def __init__(self, rank):
+            self.rank, self.world = rank, 2
+
+    stream = data.Stream(1000, 64, 0)
+    parts = [stream.batch(3).tensor_split(2)[rank] for rank in (0, 1)]
+    assert torch.equal(torch.cat(parts), stream.batch(3))
