@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import Config, ConfigError, load, merge, resolve
+from .config import Config, ConfigError, gradients_per_step, load, merge, resolve
 from .progress import Progress
 from .study import storage as stores
 from .study.ledger import Run, Study, read
@@ -285,7 +285,7 @@ def search(
 
     header = {"space": [found.model_dump(exclude_none=True)], "protocol": {"trials": trials, "seed": seed}}
     with Progress(quiet=quiet) as progress, session(directory, "search", resolved, **header) as driver:
-        progress.phase(0.45 * trials * 2 * resolved.train.epochs * resolved.data.batch_size)
+        progress.phase(0.55 * trials * gradients_per_step(resolved) * resolved.train.epochs)
         searching.search(driver, found, (files, given), trials, seed, progress, f"{found.name} searched", concurrency)
     return SearchResult(read(directory))
 
@@ -354,11 +354,11 @@ def retrain(driver: Any, outcome: Summary, workers: int, progress: Progress) -> 
     name = "winner-distributed"
     job = Job(name, config, driver.checkpoint(name))
     driver.begin(name, config, arm=outcome.winner, phase="final", policy=outcome.of(outcome.winner).radius_policy)
-    progress.phase(config.train.epochs)
-    progress.update(f"training the winner on {workers} workers: starting them")
+    progress.phase(0)
+    progress.update(f"training the winner on {workers} workers: starting them, about 20 s")
     for epoch in launch.launch(job):
         driver.follow(job, epoch)
-        progress.update(f"training the winner on {workers} workers: epoch {epoch.epoch} of {config.train.epochs}", 1)
+        progress.update(f"training the winner on {workers} workers: epoch {epoch.epoch} of {config.train.epochs}")
 
 
 def render(directory: Path, driver: Any = None) -> Path:

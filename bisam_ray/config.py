@@ -113,6 +113,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 DATASETS = ("digits",)  # training/data.py
 MODELS = ("cnn", "mlp", "torchvision/NAME", "pytorchcv/NAME")  # training/models.py
+BACKWARD = 2 / 3  # of a gradient's cost; optim/schedule.py counts by the same number
 SHORTHANDS = {"data": "data.name", "model": "model.name"}
 
 
@@ -217,6 +218,20 @@ def contradictions(config: Config) -> None:
             )
     if optim.nesterov and not optim.momentum:
         raise ConfigError("optim.nesterov=True: needs optim.momentum > 0")
+
+
+def gradients_per_step(config: Config) -> float:
+    """Gradient evaluations per step, as a step counts them: a backward pass without its forward pass is ⅔."""
+    optim, lets = config.optim, config.lets
+    if optim.objective == "none":
+        return 1.0
+    if optim.radius == "fixed":
+        return 2.0
+    cost = 2.0 + (1 if lets.train_batch == "next" else 2) / lets.every  # L_V, and L_B' when it is not the next batch
+    if optim.objective != "cross_entropy":  # ∇L_B(θ) does not come with the ascent gradient
+        begins, ends = lets.curvature == "secant", lets.train_batch == "next"
+        cost += BACKWARD * (1 if begins and ends and lets.every == 1 else (begins + ends) / lets.every)
+    return cost
 
 
 def load(path: str | Path) -> dict[str, Any]:

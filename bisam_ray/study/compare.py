@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from ..config import PRESETS, Config, ConfigError, resolve
+from ..config import PRESETS, Config, ConfigError, gradients_per_step, resolve
 from ..progress import Progress
 from ..training import launch
 from ..training.launch import Job
@@ -36,7 +36,6 @@ from .spaces import Space, at_border
 FRESH = 100  # replicates use draws from here on; defaults were chosen on draws below
 WARMUP = 0.25
 STARTS = (1.0, 2.0, 4.0)  # ρ₀ of the restarts of a learned arm, as multiples of the preset's
-BACKWARD = 2 / 3  # optim/schedule.py's count, repeated here because the driver of a report needs no torch
 CONFIDENT = 10  # replicates from which a verdict is more than indicative
 
 
@@ -123,7 +122,7 @@ def compare(
     arms = arms_of(spaces, also)
     base = plan(arms, files, overrides)
     run_cost = {name: gradients_per_step(config) * config.train.epochs for name, config in base.items()}
-    guess = max((0.4 * trials * run_cost[arm.name] for arm in arms if arm.space), default=3 * max(run_cost.values()))
+    guess = max((0.55 * trials * run_cost[arm.name] for arm in arms if arm.space), default=3 * max(run_cost.values()))
     searches = [arm for arm in arms if arm.space]
     progress.phase(guess * (len(searches) + seeds * (len(arms) - len(searches))))
 
@@ -192,20 +191,6 @@ def replicated(arm: Arm, base: Config, layers: Sequence[Mapping[str, Any]], repl
         rho = base.optim.rho * STARTS[restart % len(STARTS)]
         drawn["optim.rho"] = min(max(rho, base.lets.rho_min), base.lets.rho_max)
     return resolve(*layers, drawn)
-
-
-def gradients_per_step(config: Config) -> float:
-    """Gradient evaluations per step, as `StepStats.cost` counts them; a backward pass alone is ⅔."""
-    optim, lets = config.optim, config.lets
-    if optim.objective == "none":
-        return 1.0
-    if optim.radius == "fixed":
-        return 2.0
-    cost = 2.0 + (1 if lets.train_batch == "next" else 2) / lets.every  # L_V, and L_B' when it is not the next batch
-    if optim.objective != "cross_entropy":  # ∇L_B(θ) does not come with the ascent gradient
-        begins, ends = lets.curvature == "secant", lets.train_batch == "next"
-        cost += BACKWARD * (1 if begins and ends and lets.every == 1 else (begins + ends) / lets.every)
-    return cost
 
 
 def spent(study: Study, arm: str) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, resolve
+from ..config import Config, gradients_per_step, resolve
 from ..progress import Progress
 from ..training import launch
 from ..training.launch import Epoch, Job
@@ -203,13 +203,15 @@ def recorder_class() -> Any:
             self.session, self.layers, self.overrides = session, layers, overrides
             self.arm, self.trials, self.progress = arm, trials, progress
             self.names: dict[str, str] = {}
-            self.gone, self.spent, self.ended, self.best = 0.0, {}, 0, 0.0
+            self.ended, self.best = 0, 0.0
+            self.cost: dict[str, float] = {}
 
         def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             if trial.trial_id in self.names:
                 return
             name = self.names[trial.trial_id] = f"{self.arm.replace(' ', '-')}-{len(self.names):03d}"
             config = resolve(*self.layers, trial.config, self.overrides)
+            self.cost[name] = gradients_per_step(config)
             self.session.begin(name, config, arm=self.arm, phase="search", suggested=trial.config, policy="searched")
 
         def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
@@ -218,9 +220,7 @@ def recorder_class() -> Any:
                 metrics = {k: v for k, v in result.items() if k.split("/")[0] in LOGGED and isinstance(v, int | float)}
                 self.session.epoch(name, Epoch(result["epoch"], metrics))
                 self.best = max(self.best, result[METRIC])
-                more = metrics["cost/gradients"] - self.spent.get(name, 0.0)
-                self.spent[name] = metrics["cost/gradients"]
-                self.progress.update(self.line(), more)
+                self.progress.update(self.line(), self.cost[name])
 
         def __getstate__(self) -> dict[str, Any]:
             return {}  # Tune pickles callbacks for Tuner.restore, which is never used: the ledger is the record

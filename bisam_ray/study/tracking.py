@@ -46,7 +46,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bisam_ray.study import ledger
+from . import ledger
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,6 +63,7 @@ LONGEST_PAUSE_S = 30.0
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the mirror retries; MLflow's own seven take minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",

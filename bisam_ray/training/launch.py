@@ -10,9 +10,11 @@ tell which of them it is in.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -100,7 +102,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
+    if not address and "ray" not in sys.modules:  # Ray reads these once, when it is imported
         # a token of this process's own: nobody else on the network may join, and no token file is left in the home
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
@@ -114,6 +116,8 @@ def connect() -> None:
     if address:
         ray.init(address=address, **quiet)
     else:
+        # ray.init waits seconds for its processes: what a search needs is imported meanwhile
+        threading.Thread(target=importlib.import_module, args=("ray.tune",), daemon=True).start()
         ray.init(address="local", include_dashboard=False, num_cpus=os.cpu_count(), **quiet)
 
 

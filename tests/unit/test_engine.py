@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bisam_ray.config import PRESETS, ConfigError, resolve
+from bisam_ray.config import PRESETS, ConfigError, gradients_per_step, resolve
 from bisam_ray.optim.comm import Solo
-from bisam_ray.study.compare import gradients_per_step
 from bisam_ray.training import checkpoint, data, engine, launch, models
 
 QUICK = {"model.name": "mlp", "train.epochs": 4, "data.label_noise": 0.2}

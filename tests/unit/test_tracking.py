@@ -219,6 +219,22 @@ def test_statuses_and_tags(study: Study) -> None:
     assert runs["failed"].data.tags["error"] == "E" * 500
 
 
+def test_the_parent_ends_last(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    real, ended = MlflowClient.set_terminated, []
+
+    def noted(self: Any, run_id: str, *args: Any) -> None:
+        ended.append(run_id)
+        real(self, run_id, *args)
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", noted)
+    study.whole("a")
+    study.ledger.write("finish", outcome="completed")
+    study.mirror()
+    assert ended == [study.runs()[name].info.run_id for name in ("a", "digits")]
+
+
 @pytest.mark.parametrize(("outcome", "status"), [("interrupted", "KILLED"), ("failed", "FAILED")])
 def test_a_study_that_did_not_complete(study: Study, outcome: str, status: str) -> None:
     study.ledger.write("finish", outcome=outcome)
