@@ -359,6 +359,8 @@ def retrain(driver: Any, outcome: Summary, workers: int, progress: Progress) -> 
     for epoch in launch.launch(job):
         driver.follow(job, epoch)
         progress.update(f"training the winner on {workers} workers: epoch {epoch.epoch} of {config.train.epochs}")
+    progress.update("exporting its model")
+    driver.log_model(name)
 
 
 def render(directory: Path, driver: Any = None) -> Path:
@@ -415,7 +417,7 @@ def evaluate(checkpoint: str | Path, split: str = "test") -> dict[str, Any]:
 
 def refuse_searched(spaces: Sequence[Space], given: Layer) -> None:
     """An override of what is searched would silently do nothing, or undo the search."""
-    flat = {}
+    flat: dict[str, Any] = {}
     merge(flat, given)
     paths = {
         f"{s}.{k}" if isinstance(v, dict) else s for s, v in flat.items() for k in (v if isinstance(v, dict) else [0])

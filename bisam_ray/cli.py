@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def verb(function: Callable[..., Any]) -> Callable[..., None]:
         except ConfigError as error:
             fail(2, str(error))
         except KeyboardInterrupt:
-            os.environ.get("RAY_ADDRESS") or stop_ray()
+            stop_ray()
             fail(1, "interrupted; what was done so far is kept: see 'bisam-ray studies'")
         except Exception as error:
             if os.environ.get("BISAM_RAY_DEBUG"):
@@ -129,7 +130,7 @@ def demo(storage: str, quiet: bool, seeds: int, trials: int, study: str | None) 
     return result.summary(), told(result)
 
 
-DEMO = {"data": {"name": "digits", "label_noise": 0.4}, "model": {"name": "cnn"}, "train": {"epochs": 20}}
+DEMO = {"data": {"name": "digits", "label_noise": 0.4}, "model": {"name": "cnn"}, "train": {"epochs": 16}}
 
 
 @verb
@@ -276,7 +277,7 @@ def studies(storage: str, quiet: bool) -> tuple[Any, str]:
 @click.option("--port", default=5000, show_default=True, help="On 127.0.0.1.")
 def ui(storage: str, quiet: bool, port: int) -> tuple[Any, str]:
     """Open the MLflow UI of a storage on this machine, until Ctrl-C."""
-    from .study.tracking import serve
+    from .study.ui import serve
 
     return serve(Path(storage).expanduser().resolve(), port), ""
 
@@ -312,7 +313,9 @@ def told(result: Any) -> str:
             "",
             table(result.outcome),
             "",
-            result.outcome.verdict,
+            *textwrap.wrap(result.outcome.verdict, 78),
+            "",
+            *(line for note in result.outcome.notes for line in textwrap.wrap(note, 78, subsequent_indent="  ")),
             "",
             f"report   {result.report}",
             f"MLflow   bisam-ray ui{where}",

@@ -26,6 +26,7 @@ class Progress:
     def phase(self, remaining: float) -> None:
         """The work that is left is known anew: the ETA starts over from the present speed."""
         self.total = self.done + remaining
+        self.resumed, self.resumed_at = time.monotonic(), self.done
 
     def update(self, text: str, more: float = 0.0) -> None:
         """Say what is happening, and that `more` work is done."""
@@ -42,10 +43,12 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def eta(self, now: float) -> str:
-        share = self.done / self.total if self.total else 0.0
-        if not 0.02 < share < 1:
+        """From the speed of the present phase, once a twentieth of it is done."""
+        done, phase = self.done - self.resumed_at, self.total - self.resumed_at
+        if phase <= 0 or not 0.05 <= done / phase < 1:
             return ""
-        return f"  ·  {share:.0%}, about {clock((now - self.began) * (1 - share) / share)} left"
+        left = (now - self.resumed) * (phase - done) / done
+        return f"  ·  {self.done / self.total:.0%}, about {clock(left)} left"
 
     def say(self, line: str) -> None:
         """A line that stays."""

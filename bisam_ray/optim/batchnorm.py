@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 
-def tracking_layers(model: nn.Module) -> list[nn.Module]:
+def tracking_layers(model: nn.Module) -> list[_NormBase]:
     """The norm layers of a model that keep running statistics."""
     return [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
 
 
 @contextmanager
-def frozen_statistics(model: nn.Module | Sequence[nn.Module]) -> Iterator[None]:
+def frozen_statistics(model: nn.Module | Sequence[_NormBase]) -> Iterator[None]:
     """Normalise by the batch, as in training, without moving running_mean, running_var or num_batches_tracked.
 
     SAM's second pass sees weights that are never used for prediction: its statistics must not enter the running

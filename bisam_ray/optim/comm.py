@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Tensors = list[Tensor] | tuple[Tensor, ...]  # what foreach kernels take
 
 
 class Comm(Protocol):
@@ -16,7 +17,7 @@ class Comm(Protocol):
     rank: int
     world: int
 
-    def mean_(self, tensors: Sequence[Tensor]) -> None:
+    def mean_(self, tensors: Tensors) -> None:
         """Replace every tensor by its mean over the processes, in place."""
 
 
@@ -25,7 +26,7 @@ class Solo:
 
     rank, world = 0, 1
 
-    def mean_(self, tensors: Sequence[Tensor]) -> None:
+    def mean_(self, tensors: Tensors) -> None:
         pass
 
 
@@ -35,7 +36,7 @@ class Distributed:
     def __init__(self) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
 
-    def mean_(self, tensors: Sequence[Tensor]) -> None:
+    def mean_(self, tensors: Tensors) -> None:
         flat = torch.cat([t.detach().reshape(-1) for t in tensors])
         dist.all_reduce(flat)
         flat /= self.world

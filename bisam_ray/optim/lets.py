@@ -28,13 +28,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .comm import Comm, Solo
+from .comm import Comm, Solo, Tensors
 from .perturbation import dot
 from .radius import LossGradient, warmup_factor
 
@@ -42,7 +42,7 @@ TrainBatch = Literal["next", "same"]
 Curvature = Literal["secant", "diagonal"]
 
 
-def sensitivity(base: torch.optim.Optimizer, params: Sequence[Tensor]) -> list[Tensor] | float:
+def sensitivity(base: torch.optim.Optimizer) -> float:
     """S of ∂θ⁺/∂h = −diag(S), for the update that `base` is about to make from its present state.
 
         SGD, momentum m, dampening τ     S = η (1 − τ);   η on a tensor's first step
@@ -90,7 +90,7 @@ class LETS:
 
     def __init__(
         self,
-        params: Sequence[Tensor],
+        params: Iterable[Tensor],
         base: torch.optim.Optimizer,
         rho: float = 0.05,
         warmup: float = 0.0,
@@ -114,7 +114,7 @@ class LETS:
                 raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
         if every < 1 or lr <= 0 or not 0 <= gap_ema < 1 or not 0 <= warmup < 1:
             raise ValueError(f"every={every} ≥ 1, lr={lr} > 0, gap_ema={gap_ema} and warmup={warmup} in [0, 1) needed")
-        sensitivity(base, params)  # refuses an unknown base optimizer now, not in the first step
+        sensitivity(base)  # refuses an unknown base optimizer now, not in the first step
         self.params, self.base, self.comm = list(params), base, comm or Solo()
         self.warmup, self.total_steps = warmup, total_steps
         self.train_batch, self.curvature, self.every = train_batch, curvature, every
@@ -144,7 +144,7 @@ class LETS:
         return self.hyper is not None or (self.curvature == "secant" and self.starts())
 
     @torch.no_grad()
-    def on_ascent(self, loss: Tensor, gradient: Sequence[Tensor] | None) -> Tensor:
+    def on_ascent(self, loss: Tensor, gradient: Tensors | None) -> Tensor:
         if self.hyper is not None:  # train_batch="next": this batch is the previous step's B'
             assert gradient is not None
             self.finish(loss, gradient)
@@ -154,7 +154,7 @@ class LETS:
         return self.rho * warmup_factor(self.step, self.warmup, self.total_steps)
 
     @torch.no_grad()
-    def on_descent(self, h: Sequence[Tensor], epsilon: Sequence[Tensor]) -> None:
+    def on_descent(self, h: Tensors, epsilon: Tensors) -> None:
         if not self.starts():
             return
         if self.curvature == "secant":
@@ -162,7 +162,7 @@ class LETS:
             d = torch._foreach_sub(h, self.gradient)
         else:
             d = torch._foreach_mul(torch._foreach_mul(h, h), epsilon)
-        torch._foreach_mul_(d, sensitivity(self.base, self.params))
+        torch._foreach_mul_(d, sensitivity(self.base))
         self.curved, self.gradient = list(d), None
 
     @torch.no_grad()
@@ -175,9 +175,10 @@ class LETS:
                 self.finish(*batch_loss())
         self.step += 1
 
-    def finish(self, loss: Tensor, gradient: Sequence[Tensor]) -> None:
+    def finish(self, loss: Tensor, gradient: Tensors) -> None:
         """Complete the pending hypergradient with L_B'(θ⁺) and ∇L_B'(θ⁺), and update log ρ by Adam."""
-        assert self.hyper is not None and self.curved is not None
+        assert self.hyper is not None
+        assert self.curved is not None
         hyper_loss, along_hyper = self.hyper
         # the losses and gradients are means over the processes already; with the diagonal, v is each process's own
         along = along_hyper - dot(self.curved, gradient)

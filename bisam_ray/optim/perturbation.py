@@ -9,30 +9,32 @@ Everything is done with foreach kernels and 0-d tensors: no loop over tensors in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .comm import Tensors
+
 Geometry = Literal["l2", "adaptive"]
 
 
-def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+def global_norm(tensors: Tensors) -> Tensor:
     """Euclidean norm of all tensors taken as one vector, a 0-d tensor."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
 
 
-def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+def dot(left: Tensors, right: Tensors) -> Tensor:
     """Inner product of two lists of tensors taken as vectors, a 0-d tensor."""
     return torch.stack([torch.vdot(a.flatten(), b.flatten()) for a, b in zip(left, right, strict=True)]).sum()
 
 
 @torch.no_grad()
 def perturbation(
-    params: Sequence[Tensor],
-    ascent: Sequence[Tensor],
+    params: Tensors,
+    ascent: Tensors,
     rho: Tensor | float,
     geometry: Geometry = "l2",
     xi: float = 0.01,
@@ -56,7 +58,7 @@ def perturbation(
     """
     if geometry == "adaptive":
         scale = [p.abs().add_(xi) if p.dim() > 1 else torch.ones_like(p) for p in params]
-        scaled = torch._foreach_mul(ascent, scale)
+        scaled: Tensors = torch._foreach_mul(ascent, scale)
         norm = global_norm(scaled)
         torch._foreach_mul_(scaled, scale)
     else:
@@ -66,7 +68,7 @@ def perturbation(
 
 
 @contextmanager
-def perturbed(params: Sequence[Tensor], epsilon: Sequence[Tensor]) -> Iterator[None]:
+def perturbed(params: Tensors, epsilon: Tensors) -> Iterator[None]:
     """Inside the context the parameters are w + ε; after it they are w again, bit for bit.
 
     The sum is written into fresh memory and the parameters point to it meanwhile: the weights themselves are not

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor
+
+from .comm import Tensors
 
 
 class RadiusPolicy(Protocol):
@@ -20,10 +22,10 @@ class RadiusPolicy(Protocol):
     def needs_gradient(self) -> bool:
         """Whether this step must hand over ∇L_B(θ), even if its ascent objective is another one."""
 
-    def on_ascent(self, loss: Tensor, gradient: Sequence[Tensor] | None) -> Tensor | float:
+    def on_ascent(self, loss: Tensor, gradient: Tensors | None) -> Tensor | float:
         """Given L_B(θ) and ∇L_B(θ) (mean over all processes), return this step's ρ."""
 
-    def on_descent(self, h: Sequence[Tensor], epsilon: Sequence[Tensor]) -> None:
+    def on_descent(self, h: Tensors, epsilon: Tensors) -> None:
         """Given h = ∇L_B(θ + ε) (mean over all processes) and ε, before the base optimizer's update."""
 
     def after_update(self, batch_loss: Callable[[], LossGradient], hyper_loss: Callable[[], LossGradient]) -> None:
@@ -34,7 +36,7 @@ class RadiusPolicy(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-LossGradient = tuple[Tensor, Sequence[Tensor]]
+LossGradient = tuple[Tensor, Tensors]
 
 
 def warmup_factor(step: int, warmup: float, total_steps: int) -> float:
@@ -58,7 +60,8 @@ class FixedRadius:
         [0.0, 0.05, 0.1, 0.1]
     """
 
-    hypergradient = gap = None
+    hypergradient: Tensor | None = None
+    gap: Tensor | None = None
 
     def __init__(self, rho: float, warmup: float = 0.0, total_steps: int = 1) -> None:
         if rho < 0:
@@ -71,12 +74,12 @@ class FixedRadius:
     def needs_gradient(self) -> bool:
         return False
 
-    def on_ascent(self, loss: Tensor, gradient: Sequence[Tensor] | None) -> float:
+    def on_ascent(self, loss: Tensor, gradient: Tensors | None) -> float:
         rho = self.rho * warmup_factor(self.step, self.warmup, self.total_steps)
         self.step += 1
         return rho
 
-    def on_descent(self, h: Sequence[Tensor], epsilon: Sequence[Tensor]) -> None:
+    def on_descent(self, h: Tensors, epsilon: Tensors) -> None:
         pass
 
     def after_update(self, batch_loss: Callable[[], LossGradient], hyper_loss: Callable[[], LossGradient]) -> None:

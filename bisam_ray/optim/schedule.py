@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .batchnorm import frozen_statistics, tracking_layers
-from .comm import Comm, Solo
+from .comm import Comm, Solo, Tensors
 from .perturbation import Geometry, global_norm, perturbation, perturbed
 from .radius import LossGradient, RadiusPolicy
 
@@ -74,7 +74,7 @@ class Sequential:
 
     def __init__(
         self,
-        params: Sequence[Tensor],
+        params: Iterable[Tensor],
         base: torch.optim.Optimizer,
         evaluate: Callable[[Any], Losses],
         radius: RadiusPolicy | None,
@@ -99,19 +99,19 @@ class Sequential:
         loss = losses.descent.detach()
         needs_g, shared = radius.needs_gradient(), losses.ascent is losses.descent
         ascent = losses.ascent() if callable(losses.ascent) else losses.ascent
-        a = torch.autograd.grad(ascent, self.params, retain_graph=needs_g and not shared)
-        g: Sequence[Tensor] | None = a if shared else None
+        a: Tensors = torch.autograd.grad(ascent, self.params, retain_graph=needs_g and not shared)
+        g: Tensors = a
         if needs_g:
             if not shared:
                 g = torch.autograd.grad(losses.descent, self.params)
                 cost += BACKWARD
             if self.comm.world > 1:
-                loss = loss.clone()
-                g = [t.clone() for t in g] if shared else g  # the local ascent gradient is needed as it is
+                loss, g = loss.clone(), [t.clone() for t in g]  # a local ascent is still needed as it is
                 self.comm.mean_([loss, *g])
-        if self.scope == "global":
-            a = g if needs_g and shared else a
-            if not (needs_g and shared):
+        if self.scope == "global" and self.comm.world > 1:
+            if needs_g and shared:
+                a = g
+            else:
                 self.comm.mean_(a)
 
         rho = radius.on_ascent(loss, g if needs_g else None)
@@ -141,7 +141,7 @@ class Sequential:
         return StepStats(loss, global_norm(h), 0.0, 0.0, 1.0)
 
     @torch.enable_grad()
-    def gradient(self, batch: Any) -> tuple[Tensor, Sequence[Tensor]]:
+    def gradient(self, batch: Any) -> tuple[Tensor, Tensors]:
         """(L, ∇L) of the descent loss at the present weights, means over the processes."""
         loss = self.evaluate(batch).descent
         gradient = torch.autograd.grad(loss, self.params)
@@ -149,7 +149,7 @@ class Sequential:
         self.comm.mean_([loss, *gradient])
         return loss, gradient
 
-    def update(self, h: Sequence[Tensor]) -> None:
+    def update(self, h: Tensors) -> None:
         for p, gradient in zip(self.params, h, strict=True):
             p.grad = gradient
         self.base.step()

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) ->
         csv.writer(file).writerows([head, *rows])
 
 
-def in_percent(axes: Axes, which: str) -> None:
+def in_percent(axes: Axes, which: Literal["x", "y"]) -> None:
     """Ticks of an accuracy or a share in [0, 1]."""
     axes.locator_params(axis=which, nbins=6, steps=[1, 2, 5, 10])
     axis = axes.xaxis if which == "x" else axes.yaxis

@@ -117,7 +117,7 @@ def compare(
     progress: Progress,
     also: Iterable[str] = (),
     at_once: int | None = None,
-) -> Summary:
+) -> Summary | None:
     """Run the protocol above; everything is recorded in the session's ledger, the result is read from it."""
     arms = arms_of(spaces, also)
     base = plan(arms, files, overrides)
@@ -205,7 +205,7 @@ def summarize(study: Study) -> Summary | None:
     for run in study.of(phase="final", outcome="completed"):
         if run.begin["replicate"] is not None:
             runs[run.arm][run.begin["replicate"]].append(run)
-    replicates = [r for r in range(1 + max((max(of) for of in runs.values()), default=-1))]
+    replicates = list(range(1 + max((max(of) for of in runs.values()), default=-1)))
     whole = [r for r in replicates if all(r in of for of in runs.values())]
     if not whole:
         return None
@@ -341,6 +341,16 @@ def notes(study: Study, results: Sequence[ArmResult], left_out: int) -> list[str
         found.append(
             f"{len(bad)} runs did not finish ({', '.join(sorted({run.outcome for run in bad}))}); none counts."
         )
+    for result in results:
+        if result.radius_policy == "learned":
+            ends = study.of(arm=result.arm, phase="final", outcome="completed")
+            bound = result.config["lets"]["rho_max"]
+            stopped = sum(run.value("sam/rho") > 0.98 * bound for run in ends)
+            if stopped:
+                found.append(
+                    f"{result.arm}: ρ reached its upper bound {bound:g} in {stopped} of {len(ends)} runs; there the "
+                    "bound lets.rho_max, not the learning, set the final radius."
+                )
     if study.header.get("space"):
         for content in study.header["space"]:
             space = Space.model_validate(content)

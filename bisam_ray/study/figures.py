@@ -126,12 +126,12 @@ def cost(canvas: Canvas, lines: Spending, summary: Summary | None, seen: Mapping
     low, high = max(0.0, min(tops) - span), min(1.0, max(tops) + 0.15 * span)
     bottom = BOTTOM / canvas.height
     axes = canvas.figure.add_axes((0.15, bottom, 0.485, 0.985 - bottom))
-    for arm, (x, y) in lines.items():
-        look, (end_x, end_y) = seen[arm], ends[arm]
+    for name, (x, y) in lines.items():
+        look, (end_x, end_y) = seen[name], ends[name]
         axes.plot([v / MILLION for v in x], y, color=look.colour, linewidth=1.5, drawstyle="steps-post")
         to_x, to_y = [x[-1] / MILLION, end_x / MILLION], [y[-1], end_y]
         axes.plot(to_x, to_y, color=look.colour, linewidth=0.9, linestyle=":")
-        tip = f"{arm}: {percent(end_y)} on val after {end_x / MILLION:.2f} million"
+        tip = f"{name}: {percent(end_y)} on val after {end_x / MILLION:.2f} million"
         canvas.dots(axes, look, [end_x / MILLION], [end_y], [tip], markersize=6.5, clip_on=False)
     axes.set_xlim(0, 1.03 * max(x for x, _ in ends.values()) / MILLION)
     axes.set_ylim(low, high)
@@ -163,7 +163,7 @@ def labels_at_right(axes: Axes, heights: Mapping[str, float], seen: Mapping[str,
         at.append(max(heights[arm], at[-1] + step if at else 0.02))
     for i in reversed(range(len(at))):
         at[i] = min(at[i], at[i + 1] - step if i + 1 < len(at) else 0.98)
-    place = {"transform": axes.transAxes, "clip_on": False}
+    place: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
     for arm, y in zip(arms, at, strict=True):
         axes.plot([1.055], [y], seen[arm].shape, color=seen[arm].colour, markersize=5, **place)
         axes.text(1.1, y, short(arm, 20), va="center_baseline", fontsize=8, **place)

@@ -35,7 +35,7 @@ class Ledger:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / FILE
         whole = sum(len(line) for line in whole_lines(self.path))
-        self.file: IO[bytes] = open(self.path, "ab")
+        self.file: IO[bytes] = open(self.path, "ab")  # noqa: SIM115 - closed by close()
         self.file.truncate(whole)
 
     def write(self, event: str, **fields: Any) -> None:

@@ -13,7 +13,7 @@ from ..config import Config, get
 from ..training.launch import Epoch, Failure, Job, versions
 from .ledger import Ledger, Run, Study, read
 from .storage import driver_lock
-from .tracking import Mirror, tracking_uri
+from .tracking import Mirror, save_model, tracking_uri
 
 
 class Session:
@@ -82,6 +82,16 @@ class Session:
 
     def artifact(self, kind: str, path: Path, run: str | None = None) -> None:
         self.ledger.write("artifact", kind=kind, path=str(path.relative_to(self.directory)), run=run)
+
+    def log_model(self, name: str) -> None:
+        """Export a finished run's network, loadable by MLflow without executing a pickle; it joins the run there."""
+        from ..training import checkpoint, engine
+
+        config, state = checkpoint.load(self.checkpoint(name))
+        model, example = engine.trained(config, state)
+        path = self.directory / "models" / name
+        save_model(model, example, path)
+        self.artifact("model", path, name)
 
     def study(self) -> Study:
         return read(self.directory)

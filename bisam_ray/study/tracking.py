@@ -241,7 +241,8 @@ class Mirror:
             tried = f"{name}-{number}"
         server = self.uri.startswith(("http:", "https:", "databricks"))
         location = None if server else (self.directory.parent / "mlartifacts" / tried).as_uri()
-        return str(self.client.create_experiment(tried, location, {"bisam.study": owner} if owner else None))
+        tags = {"mlflow.experimentKind": "custom_model_development", **({"bisam.study": owner} if owner else {})}
+        return str(self.client.create_experiment(tried, location, tags))
 
     def advance(self, offset: int) -> None:
         with self.changed:
@@ -346,3 +347,28 @@ def told(error: Exception) -> str:
     """One line, without a password that stood in a URL."""
     first = (str(error).strip().splitlines() or [""])[0]
     return re.sub(r"//[^/@\s]+@", "//", f"{type(error).__name__}: {first}")[:300]
+
+
+def save_model(model: Any, example: Any, path: Path) -> None:
+    """Export a network as an MLflow model with a signature: torch.export's archive, no pickled code.
+
+    Args:
+        model: a torch.nn.Module in evaluation mode, on the CPU.
+        example: inputs for it, (N ≥ 2, …): a batch of one would fix the batch size.
+        path: a directory that does not exist yet; `mlflow.pytorch.load_model(path)` and pyfunc read it.
+    """
+    connect("")  # quiet
+    import mlflow.pytorch
+    import torch
+    from mlflow.models import infer_signature
+
+    with torch.no_grad():
+        signature = infer_signature(example.numpy(), model(example).numpy())
+    mlflow.pytorch.save_model(
+        model,
+        str(path),
+        signature=signature,
+        input_example=example.numpy(),
+        serialization_format="pt2",
+        pip_requirements=["torch", "mlflow"],  # else a second process is started to find out
+    )

@@ -92,8 +92,8 @@ def digits() -> tuple[Tensor, Tensor]:
     if package is None or package.origin is None:
         raise ConfigError("data.name=digits: needs 'pip install scikit-learn'")
     table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",", dtype=np.int64)
-    table = torch.from_numpy(table)
-    return table[:, :-1].float().view(-1, 1, 8, 8), table[:, -1].contiguous()
+    pixels, target = torch.from_numpy(table).split([64, 1], dim=1)
+    return pixels.float().reshape(-1, 1, 8, 8), target.flatten()
 
 
 def own(name: str) -> tuple[Tensor, Tensor]:

@@ -90,7 +90,7 @@ def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None =
     shape = tuple(fit.x.shape[1:])
     model = models.build(config.model.name, shape, splits.classes).to(device)
     if len(shape) == 3:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     params = [p for p in model.parameters() if p.requires_grad]
     base = base_optimizer(optim, params)
     radius = radius_policy(config, params, base, total_steps, comm)
@@ -116,7 +116,8 @@ def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None =
     take_step = Sequential(
         params, base, evaluate, radius, optim.geometry, model=model, comm=comm, scope=optim.perturbation_scope
     )
-    start, cost, seconds, best = 0, 0.0, 0.0, {"val_accuracy": -1.0, "epoch": 0, "weights": None}
+    start, cost, seconds = 0, 0.0, 0.0
+    best: dict[str, Any] = {"val_accuracy": -1.0, "epoch": 0, "weights": None}
     if state is not None:
         model.load_state_dict(state["model"])
         base.load_state_dict(state["base"])
@@ -202,13 +203,13 @@ STEP_METRICS = (
 def losses(optim: Optim, logits: Tensor, y: Tensor) -> Losses:
     """What the method ascends and what it descends, from one forward pass."""
     descent = cross_entropy(logits, y, optim.label_smoothing)
-    if optim.objective in ("none", "cross_entropy"):
-        return Losses(descent, descent)
     phi = optim.objective
+    if phi == "none" or phi == "cross_entropy":
+        return Losses(descent, descent)
     return Losses(lambda: lower_bound(logits, y, phi, optim.mu, optim.alpha or 0.1), descent)
 
 
-def base_optimizer(optim: Optim, params: list[Tensor]) -> torch.optim.Optimizer:
+def base_optimizer(optim: Optim, params: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer that takes the descent gradient."""
     if optim.base == "adamw":
         return torch.optim.AdamW(params, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
@@ -223,7 +224,7 @@ def base_optimizer(optim: Optim, params: list[Tensor]) -> torch.optim.Optimizer:
 
 
 def radius_policy(
-    config: Config, params: list[Tensor], base: torch.optim.Optimizer, total_steps: int, comm: Comm
+    config: Config, params: list[nn.Parameter], base: torch.optim.Optimizer, total_steps: int, comm: Comm
 ) -> RadiusPolicy | None:
     """None for a method without an ascent step."""
     optim = config.optim
@@ -234,12 +235,17 @@ def radius_policy(
     return LETS(params, base, optim.rho, optim.warmup, total_steps, comm=comm, **config.lets.model_dump())
 
 
-def evaluate(config: Config, state: dict[str, Any], split: str) -> Evaluation:
-    """Accuracy of a checkpoint's state on one split of its own data."""
+def trained(config: Config, state: dict[str, Any]) -> tuple[nn.Module, Tensor]:
+    """The network of a checkpoint's state, on the CPU in evaluation mode, and a few inputs for it."""
     splits = data.load(config.data)
     model = models.build(config.model.name, tuple(splits.train.x.shape[1:]), splits.classes)
     model.load_state_dict(state["model"])
-    return assess(model, getattr(splits, split))
+    return model.eval(), splits.val.x[:4]
+
+
+def evaluate(config: Config, state: dict[str, Any], split: str) -> Evaluation:
+    """Accuracy of a checkpoint's state on one split of its own data."""
+    return assess(trained(config, state)[0], getattr(data.load(config.data), split))
 
 
 @torch.no_grad()

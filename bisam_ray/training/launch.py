@@ -100,6 +100,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean what they meant to the user
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run`: workers use this environment as it is
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS")
     if not address and "ray" not in sys.modules:  # Ray reads these once, when it is imported
@@ -185,8 +186,9 @@ def parallel(jobs: Iterable[Job], at_once: int) -> Iterator[tuple[Job, Epoch | F
         if (job := next(waiting, None)) is not None:
             streams[worker.steps.remote(job)] = job, worker
 
-    for _ in range(at_once):
-        assign(Worker.remote())
+    workers = [Worker.remote() for _ in range(at_once)]
+    for worker in workers:
+        assign(worker)
     while streams:
         ready, _ = ray.wait(list(streams), num_returns=1, fetch_local=False)
         stream = ready[0]
@@ -200,10 +202,12 @@ def parallel(jobs: Iterable[Job], at_once: int) -> Iterator[tuple[Job, Epoch | F
             diverged = type(error.cause).__name__ == "Diverged"
             yield job, Failure("diverged" if diverged else "failed", str(error.cause) if diverged else str(error))
         except RayActorError as error:
-            worker = Worker.remote()
+            workers.append(worker := Worker.remote())
             yield job, Failure("killed", f"the process of this run died: {str(error).splitlines()[0]}")
         del streams[stream]
         assign(worker)
+    for worker in workers:
+        ray.kill(worker)  # their processors are wanted by what comes next
 
 
 class Runner:
