@@ -337,13 +337,17 @@ def compare(
         "space": [space.model_dump(exclude_none=True) for space in found],
         "protocol": {"trials": trials, "replicates": seeds, "text": comparing.__doc__},
     }
-    with Progress(quiet=quiet) as progress, session(directory, "compare", shared, **header) as driver:
-        progress.say(f"study {directory.name}")
-        outcome = comparing.compare(driver, found, files, given, trials, seeds, progress, also, concurrency)
-        if outcome is not None and retrain_workers:
-            retrain(driver, outcome, retrain_workers, progress)
-        progress.update("writing the report")
-        render(directory, driver)
+    try:
+        with Progress(quiet=quiet) as progress, session(directory, "compare", shared, **header) as driver:
+            progress.say(f"study {directory.name}")
+            outcome = comparing.compare(driver, found, files, given, trials, seeds, progress, also, concurrency)
+            if outcome is not None and retrain_workers:
+                retrain(driver, outcome, retrain_workers, progress)
+            progress.update("writing the report")
+            render(directory, driver)
+    except KeyboardInterrupt:
+        render(directory)  # of what there is, and it says that it is a part
+        raise
     return load_comparison(directory)
 
 

@@ -53,7 +53,8 @@ def verb(function: Callable[..., Any]) -> Callable[..., None]:
             fail(2, str(error))
         except KeyboardInterrupt:
             stop_ray()
-            fail(1, "interrupted; what was done so far is kept: see 'bisam-ray studies'")
+            kept = f"bisam-ray studies --storage {options['storage']}"
+            fail(1, f"interrupted; what was done so far is kept: {kept}")
         except Exception as error:
             if os.environ.get("BISAM_RAY_DEBUG"):
                 raise

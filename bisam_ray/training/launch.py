@@ -14,6 +14,7 @@ import importlib
 import importlib.metadata
 import os
 import secrets
+import signal
 import sys
 import threading
 import time
@@ -99,6 +100,9 @@ def connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean what they meant to the user
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run`: workers use this environment as it is
+    os.environ.setdefault(
+        "TUNE_DISABLE_SIGINT_HANDLER", "1"
+    )  # it swallows the first Ctrl-C, and stays after the search
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -113,6 +117,7 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
+    terminated = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     if address:
         ray.init(address=address, **quiet)
@@ -120,6 +125,8 @@ def connect() -> None:
         # ray.init waits seconds for its processes: what a search needs is imported meanwhile
         threading.Thread(target=importlib.import_module, args=("ray.tune",), daemon=True).start()
         ray.init(address="local", include_dashboard=False, num_cpus=os.cpu_count(), **quiet)
+    if callable(terminated) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminated)  # Ray put its own there, which aborts
 
 
 def cpus() -> int:

@@ -1,0 +1,52 @@
+"""kill -9 in the middle of a run: nothing is lost, nothing is repeated, the result is the same."""
+
+import subprocess
+import sys
+import time
+
+import bisam_ray
+from bisam_ray.study import ledger, storage
+
+CONFIG = {"method": "lets-bisam-tanh", "model.name": "mlp", "train.epochs": 60, "data.label_noise": 0.2}
+SCRIPT = """
+import bisam_ray
+from bisam_ray.training import launch
+launch.CHECKPOINT_EVERY_S = 0.05
+bisam_ray.train({config!r}, storage={storage!r})
+"""
+
+
+def test_a_killed_run_is_resumed_bitwise_and_once(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT.format(config=CONFIG, storage=str(killed))])
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        directories = storage.studies(killed)
+        done = [run for d in directories for run in ledger.read(d).runs.values() if len(run.epochs) >= 15]
+        if done and list(killed.rglob("*.pt")):
+            break
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9, "the run ended before it could be killed"
+
+    resumed = bisam_ray.train(CONFIG, storage=str(killed), resume=True)
+    uninterrupted = bisam_ray.train(CONFIG, storage=str(whole))
+    timeless = [column for column in resumed.history.columns if column != "cost/seconds"]
+    assert resumed.history[timeless].equals(uninterrupted.history[timeless])
+    assert list(resumed.history.index) == list(range(1, 61))
+    a, b = resumed.summary(), uninterrupted.summary()
+    assert {k: a[k] for k in a if k not in ("cost_seconds", "checkpoint")} == {
+        k: b[k] for k in b if k not in ("cost_seconds", "checkpoint")
+    }
+    (directory,) = storage.studies(killed)
+    assert directory == resumed.directory
+
+    from bisam_ray.study.tracking import connect, tracking_uri
+
+    client = connect(tracking_uri(killed))
+    experiment = client.get_experiment_by_name("bisam-ray")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.status, run.data.tags["outcome"]) == ("FINISHED", "completed")
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "val/accuracy")]
+    assert sorted(set(steps)) == list(range(1, 61))
