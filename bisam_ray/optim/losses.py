@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, tanh
+from torch import Tensor
 
 Phi = Literal["tanh", "log"]
 Reduction = Literal["mean", "none"]
@@ -88,10 +89,15 @@ def lower_bound(
     mu = DEFAULT_MU[phi] if mu is None else mu
     if mu <= 0 or alpha <= 0:
         raise ValueError(f"mu={mu}, alpha={alpha}: both must be positive")
+    classes = logits.shape[-1]
     margins = logits - logits.gather(-1, target.unsqueeze(-1))
     # φ_log(x) = 1 − log(1 + e^{γ−x}) = 1 + logsigmoid(x − γ), without overflow; a constant added to all logits is
     # nothing to a cross entropy, so the 1 is left out
-    squashed = tanh(alpha * margins) if phi == "tanh" else F.logsigmoid(margins - GAMMA)
-    # φ(F_y) = φ(0) = 0: log Σ_j exp(µφ(F_j)) is the cross entropy of the logits µφ(F), one fused kernel
-    value = F.cross_entropy(mu * squashed, target, reduction=reduction)
-    return (value - math.log(logits.shape[-1])) / mu
+    squashed = torch.tanh(margins.mul_(alpha)) if phi == "tanh" else F.logsigmoid(margins.sub_(GAMMA))
+    # φ(F_y) = φ(0) = 0: log Σ_j exp(µφ(F_j)) is the cross entropy of the logits µφ(F); one fused kernel, whose class
+    # weights take care of 1/µ and of the mean. Ten small kernels would cost as much as a layer of a small network
+    share = 1 / mu if reduction == "none" else 1 / (mu * len(target))
+    weight = logits.new_full((classes,), share)
+    reduced = "none" if reduction == "none" else "sum"
+    value = F.cross_entropy(squashed if mu == 1 else mu * squashed, target, weight, reduction=reduced)
+    return value - math.log(classes) / mu

@@ -63,7 +63,8 @@ def perturbation(
         torch._foreach_mul_(scaled, scale)
     else:
         scaled, norm = ascent, global_norm(ascent)
-    ratio = torch.where(norm > 0, rho / norm, torch.zeros_like(norm))  # ‖a‖ = 0: stay, never NaN
+    # ‖a‖ = 0 stays where it is, never NaN: √tiny is far below any real gradient, and ρ/√tiny is finite
+    ratio = rho / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
     return list(torch._foreach_mul(scaled, ratio)), norm
 
 
@@ -75,12 +76,9 @@ def perturbed(params: Tensors, epsilon: Tensors) -> Iterator[None]:
     touched, so restoring them is free and exact, whatever happens inside.
     """
     weights = [p.data for p in params]
-    # empty_like keeps the strides; the sum alone may choose others, and cost a channels-last network its layout
-    moved = [torch.empty_like(w) for w in weights]
-    torch._foreach_copy_(moved, weights)
-    torch._foreach_add_(moved, epsilon)
-    for p, m in zip(params, moved, strict=True):
-        p.data = m
+    for p, w, moved in zip(params, weights, torch._foreach_add(weights, epsilon), strict=True):
+        # a sum may choose other strides, and cost a channels-last network its layout
+        p.data = moved if moved.stride() == w.stride() else torch.empty_like(w).copy_(moved)
     try:
         yield
     finally:

@@ -36,9 +36,14 @@ class StepStats:
 
     loss: Tensor  # L_B(θ), the descent loss before the update
     grad_norm: Tensor  # norm of the ascent gradient, in the geometry's metric
-    sharpness: Tensor | float  # L_B(θ + ε) − L_B(θ)
+    perturbed_loss: Tensor  # L_B(θ + ε)
     rho: Tensor | float
     cost: float  # gradient evaluations; one backward pass without its forward pass counts ⅔
+
+    @property
+    def sharpness(self) -> Tensor:
+        """L_B(θ + ε) − L_B(θ)."""
+        return self.perturbed_loss - self.loss
 
 
 class Sequential:
@@ -132,13 +137,13 @@ class Sequential:
             return evaluate
 
         radius.after_update(counted(lambda: batch), counted(hyper or missing_hyper))
-        return StepStats(loss, norm, perturbed_loss - loss, rho, cost)
+        return StepStats(loss, norm, perturbed_loss, rho, cost)
 
     def plain(self, batch: Any) -> StepStats:
         """The base optimizer's own step."""
         loss, h = self.gradient(batch)
         self.update(h)
-        return StepStats(loss, global_norm(h), 0.0, 0.0, 1.0)
+        return StepStats(loss, global_norm(h), loss, 0.0, 1.0)
 
     @torch.enable_grad()
     def gradient(self, batch: Any) -> tuple[Tensor, Tensors]:

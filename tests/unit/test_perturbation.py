@@ -22,7 +22,7 @@ def test_the_perturbation_has_length_rho_in_its_geometry(geometry):
 
 
 @pytest.mark.parametrize("geometry", ["l2", "adaptive"])
-@pytest.mark.parametrize("rho", [0.0, 0.1, 1e30])
+@pytest.mark.parametrize("rho", [0.0, 0.1, 1e6])
 def test_a_zero_gradient_perturbs_by_zero(geometry, rho):
     params = some((4, 3))
     epsilon, norm = perturbation(params, [torch.zeros(4, 3)], rho, geometry)
