@@ -351,6 +351,17 @@ def compare(
     return load_comparison(directory)
 
 
+def planned(
+    spaces: Sequence[str | Path], config: Source | Sequence[Source] | None, overrides: Layer, also: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Every arm's configuration, before a search fills in its values."""
+    from .study import compare as comparing
+
+    arms = comparing.arms_of([read_space(space) for space in spaces], also)
+    plan = comparing.plan(arms, layers(config), overrides)
+    return {name: resolved.model_dump(exclude_none=True) for name, resolved in plan.items()}
+
+
 def retrain(driver: Any, outcome: Summary, workers: int, progress: Progress) -> None:
     """The winning configuration once more, under a TorchTrainer; its model goes to MLflow."""
     config = resolve(outcome.of(outcome.winner).config, {"scale.workers": workers})

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from .config import ConfigError
 
@@ -196,6 +197,7 @@ def search(
 @click.option("-c", "--config", multiple=True, metavar="FILE", help="YAML; later files win.")
 @click.option("--seeds", default=5, show_default=True, help="Replicates.")
 @click.option("--trials", default=16, show_default=True, help="Trials per search.")
+@click.option("--print-config", is_flag=True, help="Print every arm's configuration and stop.")
 @click.option("--also", multiple=True, metavar="METHOD", help="Further methods, e.g. lets-sam.")
 @click.option("--study", help="Name of the study.  [default: the spaces' names and a digest]")
 @click.option("--concurrency", type=click.IntRange(1), help="Runs at once.")
@@ -206,6 +208,7 @@ def compare(
     config: tuple,
     seeds: int,
     trials: int,
+    print_config: bool,
     also: tuple,
     study: str | None,
     concurrency: int | None,
@@ -219,6 +222,9 @@ def compare(
             raise ConfigError(f"--also {method}: unknown method{suggest(method, PRESETS)}")
     spaces = [a for a in arguments if "=" not in a] or ["bisam_tanh"]
     given = overrides(a for a in arguments if "=" in a)
+    if print_config:
+        arms = api.planned(spaces, config, given, also)
+        return arms, yaml.safe_dump(arms, sort_keys=False)
     result = api.compare(
         spaces,
         config,

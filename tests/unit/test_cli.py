@@ -86,6 +86,14 @@ def test_print_config_shows_what_would_run_and_runs_nothing():
     assert not os.path.exists("runs")
 
 
+def test_print_config_of_a_comparison_shows_every_arm():
+    result = call("compare", "rho", "--print-config", "--json", "-q", "train.epochs=3")
+    arms = json.loads(result.stdout)
+    assert list(arms) == ["sgd", "sam", "sam warm-up", "rho searched", "lets-sam"]
+    assert {arm["train"]["epochs"] for arm in arms.values()} == {3}
+    assert not os.path.exists("runs")
+
+
 def test_a_failing_run_is_exit_code_1_and_recorded():
     result = call("train", "method=sgd", "optim.lr=1e30", "train.epochs=2", "-q")
     assert result.exit_code == 1
