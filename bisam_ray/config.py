@@ -178,14 +178,6 @@ def kind_of(path: str) -> Literal["section", "value"] | None:
     return "section" if field is not None else None
 
 
-def get(config: Config, path: str) -> Any:
-    """The value at a dotted path."""
-    value: Any = config
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
-
-
 def contradictions(config: Config) -> None:
     """Refuse, with the reason, what each field alone cannot show to be wrong."""
     optim, lets, method = config.optim, config.lets, config.method

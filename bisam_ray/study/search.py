@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, gradients_per_step, resolve
+from ..config import gradients_per_step, resolve
 from ..progress import Progress
 from ..training import launch
 from ..training.launch import Epoch, Job
@@ -29,15 +29,6 @@ def grace_period(epochs: int) -> int:
     trials that a search of the radius is looking for.
     """
     return max(1, round(epochs / 4))
-
-
-def rungs(epochs: int) -> list[int]:
-    """The epochs at which ASHA decides: grace · 3^k, below the end of the run."""
-    found, rung = [], grace_period(epochs)
-    while rung < epochs:
-        found.append(rung)
-        rung *= REDUCTION_FACTOR
-    return found
 
 
 def search(
@@ -256,8 +247,3 @@ def best(study: Study, arm: str) -> Run | None:
     """The completed trial whose final weights are best on val; the earlier one of equals."""
     done = study.of(arm=arm, phase="search", outcome="completed")
     return max(done, key=lambda run: run.value("final/val_accuracy"), default=None)
-
-
-def trial_config(run: Run) -> Config:
-    """The configuration a trial ran with."""
-    return resolve(run.begin["config"])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, get
+from ..config import Config
 from ..training.launch import Epoch, Failure, Job, versions
 from .ledger import Ledger, Run, Study, read
 from .storage import driver_lock
@@ -139,8 +139,3 @@ def close_open_runs(ledger: Ledger, study: Study, outcome: str) -> None:
 
 def last_epoch(run: Run) -> int:
     return int(run.epochs[-1]["epoch"]) if run.epochs else 0
-
-
-def suggested_of(config: Config, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The searched values of a resolved configuration."""
-    return {key: get(config, key) for key in keys}
