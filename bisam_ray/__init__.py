@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import optim as optim
-    from .api import Comparison, SearchResult, TrainResult, compare, evaluate, load_study, search, train
+    from .api import compare, evaluate, load_study, search, train
     from .config import Config, ConfigError, resolve
+    from .results import Comparison, SearchResult, TrainResult
 
 __version__ = "0.1.0"
 _HOMES = {
     **dict.fromkeys(("train", "search", "compare", "evaluate", "load_study"), "api"),
-    **dict.fromkeys(("TrainResult", "SearchResult", "Comparison"), "api"),
+    **dict.fromkeys(("TrainResult", "SearchResult", "Comparison"), "results"),
     **dict.fromkeys(("Config", "ConfigError", "resolve"), "config"),
 }
 __all__ = [

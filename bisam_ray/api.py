@@ -9,161 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Config, ConfigError, gradients_per_step, load, merge, resolve
 from .progress import Progress
+from .results import Comparison, SearchResult, TrainResult
 from .study import storage as stores
-from .study.ledger import Run, Study, read
+from .study.ledger import read
 from .study.spaces import Space
 from .study.spaces import read as read_space
 from .training import launch
 from .training.launch import Job
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from .study.compare import Summary
 
 Layer = Mapping[str, Any]
 Source = str | Path | Layer
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """One finished run."""
-
-    directory: Path
-    run: Run
-
-    @property
-    def run_id(self) -> str:
-        return self.run.name
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """One row per epoch."""
-        import pandas as pd
-
-        return pd.DataFrame(self.run.epochs).set_index("epoch")
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.directory / self.run.end["checkpoint"] if self.run.end else self.directory
-
-    def summary(self) -> dict[str, Any]:
-        """The object that `--json` prints."""
-        run = self.run
-        return {
-            "run_id": run.name,
-            "method": run.begin["method"],
-            "seed": run.begin["seed"],
-            "epochs": len(run.epochs),
-            "val_accuracy": run.value("final/val_accuracy"),
-            "test_accuracy": run.value("final/test_accuracy"),
-            "rho": run.metrics.get("sam/rho"),
-            "cost_gradients": run.cost,
-            "cost_seconds": run.seconds,
-            "checkpoint": str(self.checkpoint),
-            "digest": run.begin["digest"],
-        }
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """A search, finished or not."""
-
-    study: Study
-
-    @property
-    def trials(self) -> pd.DataFrame:
-        """One row per trial: the suggested values, how far it came, what it reached and cost."""
-        import pandas as pd
-
-        rows = [
-            {
-                "run": run.name,
-                **(run.begin["suggested"] or {}),
-                "outcome": run.outcome,
-                "epochs": len(run.epochs),
-                "val_accuracy": run.value("val/accuracy"),
-                "cost_gradients": run.cost,
-                "cost_seconds": run.seconds,
-            }
-            for run in self.study.of(phase="search")
-        ]
-        return pd.DataFrame(rows)
-
-    @property
-    def best(self) -> Run | None:
-        """The completed trial that is best on val by its final weights."""
-        from .study.search import best
-
-        arms = {run.arm for run in self.study.of(phase="search")}
-        found = [run for arm in arms if (run := best(self.study, arm))]
-        return max(found, key=lambda run: run.value("final/val_accuracy"), default=None)
-
-    def summary(self) -> dict[str, Any]:
-        """The object that `--json` prints."""
-        runs, best = self.study.of(phase="search"), self.best
-        counted = {o: sum(run.outcome == o for run in runs) for o in ("completed", "pruned", "failed")}
-        counted["failed"] = len(runs) - counted["completed"] - counted["pruned"]
-        found = None
-        if best is not None:
-            found = {"config": best.begin["config"], "val_accuracy": best.value("final/val_accuracy")}
-        return {"study": self.study.name, "trials": len(runs), **counted, "best": found}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A comparison, finished or not; `outcome` is None when no replicate of every arm was finished."""
-
-    study: Study
-    outcome: Summary | None
-    report: Path
-    tracking_uri: str
-
-    @property
-    def arms(self) -> pd.DataFrame:
-        """One row per arm, best first."""
-        import dataclasses
-
-        import pandas as pd
-
-        return pd.DataFrame([dataclasses.asdict(arm) for arm in self.outcome.arms] if self.outcome else [])
-
-    @property
-    def trials(self) -> pd.DataFrame:
-        """The search's trials."""
-        return SearchResult(self.study).trials
-
-    def summary(self) -> dict[str, Any]:
-        """The object that `--json` prints."""
-        found = self.outcome
-        return {
-            "study": self.study.name,
-            "winner": found.winner if found else None,
-            "verdict": found.verdict if found else None,
-            "report": str(self.report),
-            "tracking_uri": self.tracking_uri,
-            "arms": [
-                {
-                    "arm": arm.arm,
-                    "method": arm.method,
-                    "radius_policy": arm.radius_policy,
-                    "test_accuracy": arm.test_accuracy,
-                    "ci95": list(arm.ci95),
-                    "n": arm.n,
-                    "cost_gradients": arm.cost_gradients,
-                    "cost_seconds": arm.cost_seconds,
-                    "rho_final": arm.rho_final,
-                    "config": arm.config,
-                }
-                for arm in (found.arms if found else [])
-            ],
-        }
 
 
 def layers(config: Source | Sequence[Source] | None) -> dict[str, Any]:
