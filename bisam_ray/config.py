@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -42,33 +42,66 @@ class Model(Section):
 
 
 class Optim(Section):
-    objective: Literal["none", "cross_entropy", "tanh", "log"]
-    geometry: Literal["l2", "adaptive"] = "l2"
-    radius: Literal["fixed", "learned"] = "fixed"
-    rho: float | None = Field(None, ge=0)
-    """The radius; the starting point ρ₀ when it is learned."""
+    objective: Literal["none", "cross_entropy", "tanh", "log", "ramp", "erf"]
+    """What is ascended: nothing, the cross entropy (SAM), or a lower bound of the 0-1 loss (BiSAM)."""
     mu: float | None = Field(None, gt=0)
     alpha: float | None = Field(None, gt=0)
+    geometry: Literal["l2", "adaptive", "subset"] = "l2"
+    xi: float = Field(0.01, ge=0)
+    """Adaptive: how far a weight that is exactly zero may still move."""
+    beta: float | None = Field(None, gt=0, le=1)
+    """Subset: the share of the weights that is perturbed."""
+    gamma: float | None = Field(None, gt=0, le=1)
+    """Subset: the share of the batch, those whose loss rises most, that is descended."""
+    renormalise: bool = False
+    """Subset: perturbations of length rho, not of rho/√beta as published."""
+    radius: Literal["fixed", "scheduled", "learned"] = "fixed"
+    rho: float | None = Field(None, ge=0)
+    """The radius; the starting point ρ₀ when it is learned; the factor of a schedule (κ of `theorem`)."""
+    rho_schedule: str | None = None
+    """`cosine`, `lr`, `theorem`, a recorded FILE.csv, or `module:function` of the fraction of training; the last two
+    give ρ itself."""
     warmup: float = Field(0.0, ge=0, lt=1)
     """Fraction of training over which the radius grows linearly from zero."""
-    perturbation_scope: Literal["local", "global"] = "local"
-    schedule: Literal["sequential"] = "sequential"
-    base: Literal["sgd", "adamw"] = "sgd"
+    perturbation_scope: Literal["local", "global"] | Annotated[int, Field(ge=1)] = "local"
+    """Whose examples share a perturbation: those of a process, all, or every m examples (m-sharpness)."""
+    schedule: Literal["sequential", "parallel"] = "sequential"
+    """`parallel` is SAMPa: on an even number of workers its two gradients are computed at once."""
+    lam: float | None = Field(None, ge=0, le=1)
+    """SAMPa: the weight λ of the extrapolated gradient."""
+    every: int = Field(1, ge=1)
+    """An ascent at every k-th step."""
+    between: Literal["plain", "direction", "descent"] = "plain"
+    """The other steps: plain, or perturbed along the last ascent or the last descent gradient."""
+    ascent_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the batch that the ascent gradient sees."""
+    wrapper: Literal["none", "lookahead", "rapp"] = "none"
+    outer_every: int = Field(5, ge=1)
+    outer_lr: float = Field(0.5, gt=0, le=1)
+    base: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
+    dampening: float = Field(0.0, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(5e-4, ge=0)
+    clip: float | None = Field(None, gt=0)
+    """Largest norm of the descent gradient."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
 
 class Lets(Section):
     train_batch: Literal["next", "same"] = "next"
-    curvature: Literal["secant", "diagonal"] = "secant"
+    curvature: Literal["secant", "diagonal", "exact", "finite_difference"] = "secant"
+    goal: Literal["gap", "validation"] = "gap"
     every: int = Field(1, ge=1)
     lr: float = Field(0.02, gt=0)
     rho_min: float = Field(1e-3, gt=0)
     rho_max: float = Field(1.0, gt=0)
     gap_ema: float = Field(0.0, ge=0, lt=1)
+    groups: Literal["one", "kind", "tensor"] = "one"
+    """One radius; one for weights and one for biases and norm parameters; one for every parameter tensor."""
+    learn: tuple[Literal["mu", "alpha"], ...] = ()
+    """What is learned beside the radius."""
 
 
 class Train(Section):
@@ -80,6 +113,12 @@ class Scale(Section):
     gpus_per_worker: int = Field(0, ge=0)
     placement: Literal["pack", "spread"] = "pack"
     threads: int = Field(1, ge=1)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the forward passes (autocast); float16 comes with a loss scaler. Weights and updates stay float32."""
+    accumulate: int = Field(1, ge=1)
+    """Parts into which a batch is cut in every pass, to save memory."""
+    compile: bool = False
+    """torch.compile the network."""
 
 
 class Config(Section):
@@ -97,23 +136,45 @@ class Config(Section):
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-BISAM_TANH = {"objective": "tanh", "rho": 0.05, "mu": 10.0, "alpha": 0.1}
-BISAM_LOG = {"objective": "log", "rho": 0.05, "mu": 1.0}
+SAM: dict[str, Any] = {"objective": "cross_entropy", "rho": 0.05}
+ASAM: dict[str, Any] = {"objective": "cross_entropy", "geometry": "adaptive", "rho": 0.5}
+BOUND = {"rho": 0.05, "mu": 10.0, "alpha": 0.1}
+BISAM: dict[str, dict[str, Any]] = {
+    "tanh": {"objective": "tanh", **BOUND},
+    "log": {"objective": "log", "rho": 0.05, "mu": 1.0},
+    "ramp": {"objective": "ramp", **BOUND},
+    "erf": {"objective": "erf", **BOUND},
+}
 LEARNED = {"radius": "learned", "warmup": 0.25}  # without the warm-up a large early radius destroys the run
+ESAM = {"geometry": "subset", "beta": 0.6, "gamma": 0.5}
+SAMPA = {"schedule": "parallel", "lam": 0.2, "rho": 0.1}
 PRESETS: dict[str, dict[str, Any]] = {
     "sgd": {"objective": "none"},
-    "sam": {"objective": "cross_entropy", "rho": 0.05},
-    "asam": {"objective": "cross_entropy", "geometry": "adaptive", "rho": 0.5},
-    "bisam-tanh": BISAM_TANH,
-    "bisam-log": BISAM_LOG,
-    "lets-sam": {"objective": "cross_entropy", "rho": 0.05, **LEARNED},
-    "lets-asam": {"objective": "cross_entropy", "geometry": "adaptive", "rho": 0.5, **LEARNED},
-    "lets-bisam-tanh": {**BISAM_TANH, **LEARNED},
-    "lets-bisam-log": {**BISAM_LOG, **LEARNED},
+    "sam": SAM,
+    "asam": ASAM,
+    **{f"bisam-{phi}": preset for phi, preset in BISAM.items()},
+    "lets-sam": {**SAM, **LEARNED},
+    "lets-asam": {**ASAM, **LEARNED},
+    **{f"lets-bisam-{phi}": {**preset, **LEARNED} for phi, preset in BISAM.items()},
+    "esam": {**SAM, **ESAM},
+    "bisam-log-esam": {**BISAM["log"], **ESAM},
+    "sampa": {**SAM, **SAMPA},
+    "sampa-bisam-log": {**BISAM["log"], **SAMPA},
+    "lookahead-sgd": {"objective": "none", "wrapper": "lookahead"},
+    "lookahead-sam": {**SAM, "wrapper": "lookahead"},
+    "lookahead-bisam-log": {**BISAM["log"], "wrapper": "lookahead"},
+    "rapp-sam": {**SAM, "wrapper": "rapp"},
+    "rapp-bisam-log": {**BISAM["log"], "wrapper": "rapp"},
 }
 DATASETS = ("digits",)  # training/data.py
 MODELS = ("cnn", "mlp", "torchvision/NAME", "pytorchcv/NAME")  # training/models.py
-BACKWARD = 2 / 3  # of a gradient's cost; optim/schedule.py counts by the same number
+SHAPES = ("cosine", "lr", "theorem")  # training/engine.py
+ALPHA = ("tanh", "ramp", "erf")  # objectives that have an α; optim/losses.py
+ASCENT_ONLY = (
+    "rho", "mu", "alpha", "radius", "rho_schedule", "warmup", "geometry", "beta", "gamma", "renormalise", "schedule",
+    "lam", "every", "between", "ascent_fraction", "perturbation_scope",
+)  # fmt: skip
+BACKWARD, HESSIAN_PRODUCT = 2 / 3, 2.0  # of a gradient's cost; optim/schedule.py counts by the same numbers
 SHORTHANDS = {"data": "data.name", "model": "model.name"}
 
 
@@ -180,50 +241,141 @@ def kind_of(path: str) -> Literal["section", "value"] | None:
 
 def contradictions(config: Config) -> None:
     """Refuse, with the reason, what each field alone cannot show to be wrong."""
-    optim, lets, method = config.optim, config.lets, config.method
+    optim, lets, scale, method = config.optim, config.lets, config.scale, config.method
     for section, name, known in (("data", config.data.name, DATASETS), ("model", config.model.name, MODELS)):
         family = name.partition("/")[0] + "/NAME" if "/" in name else name
         if ":" not in name and family not in known:
             raise ConfigError(f"{section}.name={name}: unknown{suggest(name, known)} (or your own, module:function)")
+    if optim.nesterov and (not optim.momentum or optim.dampening):
+        raise ConfigError("optim.nesterov=True: needs optim.momentum > 0 and optim.dampening=0")
+    if config.data.batch_size % (scale.workers * scale.accumulate) and scale.accumulate > 1:
+        raise ConfigError(f"scale.accumulate={scale.accumulate}: does not divide the batch of a worker")
     if optim.objective == "none":
-        for name in ("rho", "mu", "alpha"):
-            if getattr(optim, name) is not None:
-                raise ConfigError(
-                    f"optim.{name}={getattr(optim, name)}: method {method} has no ascent step, so no {name}"
-                )
-        if optim.radius != "fixed" or optim.warmup:
-            raise ConfigError(f"optim.radius: method {method} has no radius to learn or to warm up")
+        without_ascent(config)
         return
     if optim.rho is None:
         raise ConfigError(f"optim.rho: method {method} needs a radius")
-    if optim.mu is not None and optim.objective == "cross_entropy":
+    bound = optim.objective != "cross_entropy"
+    if optim.mu is not None and not bound:
         raise ConfigError(f"optim.mu={optim.mu}: method {method} has no mu (bisam-tanh and bisam-log have)")
-    if optim.alpha is not None and optim.objective != "tanh":
+    if optim.alpha is not None and optim.objective not in ALPHA:
         raise ConfigError(f"optim.alpha={optim.alpha}: method {method} has no alpha (bisam-tanh has)")
-    if optim.radius == "learned":
-        if optim.base != "sgd":
-            raise ConfigError(f"optim.base={optim.base}: a learned radius needs optim.base=sgd")
-        if not lets.rho_min <= optim.rho <= lets.rho_max:
+    if optim.geometry == "subset":
+        if optim.beta is None:
+            raise ConfigError("optim.beta: geometry=subset needs the share of the weights to perturb, such as 0.6")
+    elif optim.beta is not None or optim.gamma is not None or optim.renormalise:
+        name = next(n for n in ("beta", "gamma", "renormalise") if getattr(optim, n))
+        raise ConfigError(f"optim.{name}={getattr(optim, name)}: belongs to optim.geometry=subset")
+    if (optim.rho_schedule is not None) != (optim.radius == "scheduled"):
+        raise ConfigError(
+            f"optim.rho_schedule={optim.rho_schedule}: goes with optim.radius=scheduled, not {optim.radius} "
+            "(cosine, lr, theorem, FILE.csv or module:function)"
+        )
+    if optim.rho_schedule is not None and not (
+        optim.rho_schedule in SHAPES or ":" in optim.rho_schedule or optim.rho_schedule.endswith(".csv")
+    ):
+        raise ConfigError(
+            f"optim.rho_schedule={optim.rho_schedule}: unknown{suggest(optim.rho_schedule, SHAPES)} "
+            "(or FILE.csv, or module:function)"
+        )
+    if optim.between != "plain" and optim.every == 1:
+        raise ConfigError(f"optim.between={optim.between}: with optim.every=1 there is no step in between")
+    selects = optim.gamma is not None and optim.gamma < 1
+    if selects and (optim.ascent_fraction < 1 or optim.between != "plain"):
+        raise ConfigError(
+            f"optim.gamma={optim.gamma}: examples are selected by the rise of their loss: the ascent must see them all "
+            "(optim.ascent_fraction=1, optim.between=plain)"
+        )
+    if optim.schedule == "parallel":
+        in_parallel(config)
+    elif optim.lam is not None:
+        raise ConfigError(f"optim.lam={optim.lam}: belongs to optim.schedule=parallel (sampa)")
+    if isinstance(optim.perturbation_scope, int):
+        share, m = config.data.batch_size // scale.workers, optim.perturbation_scope
+        if share % m and (m % share or scale.workers % (m // share)):
             raise ConfigError(
-                f"optim.rho={optim.rho}: a learned radius starts within lets.rho_min={lets.rho_min} and "
-                f"lets.rho_max={lets.rho_max}"
+                f"optim.perturbation_scope={m}: must divide the {share} examples of a worker, or be a multiple of them "
+                f"that divides the {config.data.batch_size} of a step"
             )
-    if optim.nesterov and not optim.momentum:
-        raise ConfigError("optim.nesterov=True: needs optim.momentum > 0")
+    if optim.radius != "learned":
+        return
+    if not lets.rho_min <= optim.rho <= lets.rho_max:
+        raise ConfigError(
+            f"optim.rho={optim.rho}: a learned radius starts within lets.rho_min={lets.rho_min} and "
+            f"lets.rho_max={lets.rho_max}"
+        )
+    if selects and lets.curvature == "secant":
+        raise ConfigError(
+            f"optim.gamma={optim.gamma}: the two gradients of lets.curvature=secant must see the same examples; "
+            "take diagonal, finite_difference or exact, or optim.gamma=1"
+        )
+    if (lets.learn or lets.groups != "one") and lets.curvature not in ("exact", "finite_difference"):
+        raise ConfigError(
+            f"lets.curvature={lets.curvature}: lets.learn and lets.groups need exact or finite_difference"
+        )
+    if (lets.learn and not bound) or ("alpha" in lets.learn and optim.objective not in ALPHA):
+        raise ConfigError(f"lets.learn={', '.join(lets.learn)}: objective {optim.objective} does not have them all")
+    if lets.curvature == "exact" and scale.compile:
+        raise ConfigError("lets.curvature=exact: a compiled network cannot be differentiated twice (scale.compile)")
 
 
-def gradients_per_step(config: Config) -> float:
-    """Gradient evaluations per step, as a step counts them: a backward pass without its forward pass is ⅔."""
+def without_ascent(config: Config) -> None:
+    """Refuse what belongs to a perturbation where there is none."""
+    optim, default = config.optim, Optim(objective="none")
+    for name in ASCENT_ONLY:
+        if getattr(optim, name) != getattr(default, name):
+            raise ConfigError(
+                f"optim.{name}={getattr(optim, name)}: method {config.method} has no ascent step, so no {name}"
+            )
+
+
+def in_parallel(config: Config) -> None:
+    """Refuse what SAMPa cannot do: its ascent gradient is the one of the step before, at y, not at x."""
+    optim, lets, workers = config.optim, config.lets, config.scale.workers
+    default = Optim(objective="none")
+    for name in ("every", "ascent_fraction", "perturbation_scope"):
+        if getattr(optim, name) != getattr(default, name):
+            raise ConfigError(
+                f"optim.{name}={getattr(optim, name)}: SAMPa takes its ascent gradient from the step before, for free; "
+                f"{name} would change nothing"
+            )
+    if optim.gamma is not None and optim.gamma < 1:
+        raise ConfigError(f"optim.gamma={optim.gamma}: SAMPa never sees the losses at x that a selection compares")
+    if lets.learn and optim.radius == "learned":
+        raise ConfigError("lets.learn: not with optim.schedule=parallel, whose ascent gradient is of the step before")
+    if workers % 2 and workers > 1:
+        raise ConfigError(f"scale.workers={workers}: SAMPa's two roles need an even number (nearest: {workers + 1})")
+    if workers > 1 and optim.radius == "learned" and lets.curvature != "secant":
+        raise ConfigError(f"lets.curvature={lets.curvature}: SAMPa on several workers learns by the secant only")
+
+
+def gradients_per_step(config: Config, steps: int = 240) -> float:
+    """Gradient evaluations per step, the mean of the first `steps`, as a step counts them (optim/schedule.py).
+
+    A backward pass without its forward pass is ⅔ of a gradient.
+    """
     optim, lets = config.optim, config.lets
     if optim.objective == "none":
         return 1.0
-    if optim.radius == "fixed":
-        return 2.0
-    cost = 2.0 + (1 if lets.train_batch == "next" else 2) / lets.every  # L_V, and L_B' when it is not the next batch
-    if optim.objective != "cross_entropy":  # ∇L_B(θ) does not come with the ascent gradient
-        begins, ends = lets.curvature == "secant", lets.train_batch == "next"
-        cost += BACKWARD * (1 if begins and ends and lets.every == 1 else (begins + ends) / lets.every)
-    return cost
+    bound, parallel = optim.objective != "cross_entropy", optim.schedule == "parallel"
+    learned, gamma = optim.radius == "learned", optim.gamma or 1.0
+    numbers = 1 + len(lets.learn)
+    products = numbers * {"secant": 0, "diagonal": 0, "exact": HESSIAN_PRODUCT, "finite_difference": 1}[lets.curvature]
+    total, perturbations, pending = 0.0, 0, False
+    for step in range(steps):
+        ascends = step % optim.every == 0
+        if not ascends and optim.between == "plain":
+            total, pending = total + 1, False  # its gradient is ∇L_B(θ)
+            continue
+        starts = learned and perturbations % lets.every == 0
+        if pending or (starts and lets.curvature == "secant"):  # ∇L_B(θ): a pass of its own, or shared with the ascent
+            total += 1 if parallel or not ascends or optim.ascent_fraction < 1 else BACKWARD if bound else 0
+        total += ascends * optim.ascent_fraction + gamma + (gamma < 1) * (1 - BACKWARD)
+        total += BACKWARD * (ascends * len(lets.learn) + (parallel and bound))
+        total += starts * (1 + products + (lets.goal == "gap" and lets.train_batch == "same"))
+        perturbations += 1
+        pending = starts and lets.goal == "gap" and lets.train_batch == "next"
+    return total / steps
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -2,17 +2,26 @@
 
 from .batchnorm import frozen_statistics
 from .lets import LETS
+from .lookahead import RAPP, Lookahead
 from .losses import cross_entropy, lower_bound
-from .radius import FixedRadius, RadiusPolicy
+from .perturbation import Perturbation
+from .radius import FixedRadius, FollowsLR, RadiusPolicy, ScheduledRadius
 from .sam import SAM
+from .sampa import Parallel
 from .schedule import Losses, Sequential, StepStats
 
 __all__ = [
     "LETS",
+    "RAPP",
     "SAM",
     "FixedRadius",
+    "FollowsLR",
+    "Lookahead",
     "Losses",
+    "Parallel",
+    "Perturbation",
     "RadiusPolicy",
+    "ScheduledRadius",
     "Sequential",
     "StepStats",
     "cross_entropy",

@@ -1,69 +1,55 @@
 """LETS: the radius learned inside the training loop, by a one-step hypergradient.
 
-Upper level: make the loss on held-out "hyper" data V agree with the training loss,
+Upper level (`goal="gap"`): make the loss on held-out "hyper" data V agree with the training loss,
 
     J(ρ) = ½ (L_V(θ⁺) − L_B'(θ⁺))²,     θ⁺ = Opt(θ, h),   h = ∇L_B(θ + ρu).
 
-u does not depend on ρ and ∂θ⁺/∂h = −diag(S) (see `sensitivity`), so with r = log ρ, the gap Δ = L_V − L_B' and
+u does not depend on ρ and ∂θ⁺/∂h = −diag(S) (see sensitivity.py), so with r = log ρ, the gap Δ = L_V − L_B' and
 H = ∇²L_B(θ + ρu)
 
     dJ/dr = −Δ · (S ⊙ d)ᵀ (∇L_V(θ⁺) − ∇L_B'(θ⁺)),     d = ρHu   (`curvature`):
 
-    secant     d = h − ∇L_B(θ)       both gradients exist already; exact on quadratics; no division, safe at ρ = 0
-    diagonal   d = h ⊙ h ⊙ ε         the squared gradient in the place of H; the sign is usable, the scale is not
+    secant              d = h − ∇L_B(θ)            both gradients exist already; exact on quadratics; safe at ρ = 0
+    diagonal            d = h ⊙ h ⊙ ε              the squared gradient for H; the sign is usable, the scale is not
+    exact               d = Hε                     differentiating twice, about two gradients
+    finite_difference   d = (∇L_B(θ + ε + δε) − h)/δ                              one gradient
+
+`goal="validation"` makes L_V(θ⁺) itself small: dJ/dr = −(S ⊙ d)ᵀ∇L_V(θ⁺), and no B' is needed.
+
+The same chain, with ∂ε/∂θ_k in the place of ε, learns a radius for each of several groups of parameters and the µ and α
+of a lower bound; every one of them costs its own d, so it needs `exact` or `finite_difference`.
 
 Which training batch B' the upper level sees (`train_batch`):
 
     next       the next step's batch, whose gradient at θ⁺ is the next step's own first gradient: nothing to pay
     same       B' = B, one more gradient a step. A larger ρ makes this step fit B better, so the measured gap widens
-               whatever ρ does to generalization: kept for comparison, it drives ρ towards zero
+               whatever ρ does to generalization: kept for comparison
 
-The update is Adam on r, then ρ is clipped to [rho_min, rho_max]; the warm-up multiplies ρ, the update ignores it.
+The update is Adam on the logarithms, which are then clipped to their bounds; the warm-up multiplies ρ only.
 
 Source: the upper level is that of "Enhancing Sharpness-Aware Minimization by Learning Perturbation Radius"
-(LETS), 2024; the secant and the next-batch gradient are this project's own.
+(LETS), 2024; the secant, the next-batch gradient and `goal="validation"` are this project's own.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .comm import Comm, Solo, Tensors
+from .comm import Comm, Solo, Tensors, owned
 from .perturbation import dot
-from .radius import LossGradient, warmup_factor
+from .radius import LossGradient, Perturbed, warmup_factor
+from .sensitivity import known
 
 TrainBatch = Literal["next", "same"]
-Curvature = Literal["secant", "diagonal"]
-
-
-def sensitivity(base: torch.optim.Optimizer) -> float:
-    """S of ∂θ⁺/∂h = −diag(S), for the update that `base` is about to make from its present state.
-
-        SGD, momentum m, dampening τ     S = η (1 − τ);   η on a tensor's first step
-        Nesterov                         S = η (1 + m)
-
-    Returns:
-        One number; it is the same for every parameter of every group.
-
-    Raises:
-        ValueError: another optimizer, or groups that disagree.
-    """
-    if not isinstance(base, torch.optim.SGD) or any(group["maximize"] for group in base.param_groups):
-        raise ValueError(f"LETS needs a minimising SGD as its base optimizer, not {type(base).__name__}")
-    values = set()
-    for group in base.param_groups:
-        eta, m = float(group["lr"]), group["momentum"]
-        first = m == 0 or base.state.get(group["params"][0], {}).get("momentum_buffer") is None
-        values.add(eta * (1 + m if group["nesterov"] else 1.0 if first else 1 - group["dampening"]))
-    if len(values) > 1:
-        raise ValueError(f"LETS needs the same learning rate and momentum in every group, not {sorted(values)}")
-    return values.pop()
+Curvature = Literal["secant", "diagonal", "exact", "finite_difference"]
+Goal = Literal["gap", "validation"]
+BOUNDS = {"mu": (0.1, 100.0), "alpha": (1e-3, 10.0)}  # of what may be learned beside the radius
 
 
 class LETS:
@@ -71,17 +57,21 @@ class LETS:
 
     Args:
         params: the parameters of the run.
-        base: the base optimizer (SGD with or without momentum, dampening, Nesterov).
+        base: the base optimizer; see sensitivity.py for those that are known.
         rho: ρ₀ > 0.
         warmup: fraction of training over which ρ is multiplied by a linear ramp from zero.
         total_steps: T, the number of optimizer steps of the run.
         train_batch: "next" or "same".
-        curvature: "secant" or "diagonal".
-        every: a hypergradient every k-th step.
+        curvature: "secant", "diagonal", "exact" or "finite_difference".
+        goal: "gap" or "validation".
+        every: a hypergradient at every k-th perturbation.
         lr: learning rate of Adam on log ρ: roughly the relative change of ρ per update.
         rho_min, rho_max: bounds of ρ.
         gap_ema: in [0, 1): Δ is a moving average with this decay, so that Δ and the gradients' difference are not
             computed from the same noise. 0: off.
+        groups: for every parameter the number of its group, from 0, each with a radius of its own; None: one radius.
+        learn: starting values of "mu" and "alpha" where those of the ascent objective are learned too. The objective
+            must use `LETS.mu` and `LETS.alpha`, 0-d tensors, then.
         comm: means over the processes of a data-parallel run.
 
     Gradients a step, on top of SAM's 2: next 1 (every-th step); same 2. With a BiSAM ascent, ∇L_B(θ) is one more
@@ -97,115 +87,187 @@ class LETS:
         total_steps: int = 1,
         train_batch: TrainBatch = "next",
         curvature: Curvature = "secant",
+        goal: Goal = "gap",
         every: int = 1,
         lr: float = 0.02,
         rho_min: float = 1e-3,
         rho_max: float = 1.0,
         gap_ema: float = 0.0,
+        groups: Sequence[int] | None = None,
+        learn: dict[str, float] | None = None,
         comm: Comm | None = None,
     ) -> None:
+        learn = learn or {}
         if not 0 < rho_min <= rho <= rho_max:
             raise ValueError(f"rho={rho}: must lie within [rho_min={rho_min}, rho_max={rho_max}]")
-        for name, value, known in (
+        for name, value, choices in (
             ("train_batch", train_batch, ("next", "same")),
-            ("curvature", curvature, ("secant", "diagonal")),
+            ("curvature", curvature, ("secant", "diagonal", "exact", "finite_difference")),
+            ("goal", goal, ("gap", "validation")),
         ):
-            if value not in known:
-                raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}")
         if every < 1 or lr <= 0 or not 0 <= gap_ema < 1 or not 0 <= warmup < 1:
             raise ValueError(f"every={every} ≥ 1, lr={lr} > 0, gap_ema={gap_ema} and warmup={warmup} in [0, 1) needed")
-        sensitivity(base)  # refuses an unknown base optimizer now, not in the first step
-        self.params, self.base, self.comm = list(params), base, comm or Solo()
+        known(base)  # refuses an unknown base optimizer now, not in the first step
+        self.params, self.comm = list(params), comm or Solo()
         self.warmup, self.total_steps = warmup, total_steps
-        self.train_batch, self.curvature, self.every = train_batch, curvature, every
+        self.train_batch, self.curvature, self.goal, self.every = train_batch, curvature, goal, every
         self.lr, self.gap_ema = lr, gap_ema
-        self.log_min, self.log_max = math.log(rho_min), math.log(rho_max)
+        self.groups = list(groups or [0] * len(self.params))
+        self.radii, self.names = max(self.groups) + 1, list(learn)
+        if self.radii + len(learn) > 1 and curvature not in ("exact", "finite_difference"):
+            raise ValueError(
+                f"curvature={curvature!r}: learning more than one radius needs 'exact' or 'finite_difference'"
+            )
         first = self.params[0]
         dtype = torch.promote_types(first.dtype, torch.float32)
-        self.log_rho = torch.tensor(math.log(rho), dtype=dtype, device=first.device)
-        self.moment, self.moment2, self.mean_gap = (torch.zeros_like(self.log_rho) for _ in range(3))
-        self.updates = self.step = 0
+        bounds = [(rho_min, rho_max)] * self.radii + [BOUNDS[name] for name in learn]
+
+        def logs(values: Iterable[float]) -> Tensor:
+            return torch.tensor([math.log(v) for v in values], dtype=dtype, device=first.device)
+
+        self.log = logs([rho] * self.radii + list(learn.values()))  # what is learned: (radii…, µ, α), logarithms
+        self.log_min, self.log_max = logs(low for low, _ in bounds), logs(high for _, high in bounds)
+        self.moment, self.moment2 = torch.zeros_like(self.log), torch.zeros_like(self.log)
+        self.mean_gap = torch.zeros((), dtype=dtype, device=first.device)
+        self.updates = self.step = self.perturbations = 0
+        self.starting = False  # whether the present step begins a hypergradient
         self.gradient: list[Tensor] | None = None  # g = ∇L_B(θ) of this step, until h is known
-        self.curved: list[Tensor] | None = None  # v = S ⊙ d, until ∇L_B' is known
+        self.along: list[list[Tensor]] = []  # d, one for each learned number, until S is known
+        self.curved: list[list[Tensor]] | None = None  # v = S ⊙ d, until ∇L_B' is known
         self.hyper: tuple[Tensor, Tensor] | None = None  # L_V(θ⁺) and v·∇L_V(θ⁺), likewise
         self.hypergradient: Tensor | None = None
         self.gap: Tensor | None = None
+        self.parameters: list[Tensor] = []
+        self.expose()
+
+    def expose(self) -> None:
+        """µ and α as leaves that the ascent objective may be differentiated by."""
+        self.parameters = [self.log[self.radii + i].exp().requires_grad_() for i in range(len(self.names))]
 
     @property
     def rho(self) -> Tensor:
-        """The learned radius, before the warm-up's factor; 0-d."""
-        return self.log_rho.exp()
+        """The learned radius, before the warm-up's factor: 0-d, or one for each group."""
+        return self.log[: self.radii].exp().squeeze()
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        """µ and α where they are learned, 0-d each."""
+        return dict(zip(self.names, self.parameters, strict=True))
 
     def starts(self) -> bool:
-        """Whether the present step begins a hypergradient."""
-        return self.step % self.every == 0
+        return self.perturbations % self.every == 0
 
-    def needs_gradient(self) -> bool:
-        return self.hyper is not None or (self.curvature == "secant" and self.starts())
+    def needs_gradient(self, ascends: bool = True) -> bool:
+        pending = self.hyper is not None
+        return pending or (ascends and self.curvature == "secant" and self.starts())
+
+    def needs_graph(self) -> bool:
+        return self.starting and self.curvature == "exact"
 
     @torch.no_grad()
-    def on_ascent(self, loss: Tensor, gradient: Tensors | None) -> Tensor:
+    def on_ascent(self, loss: Tensor | None, gradient: Tensors | None, ascends: bool = True) -> Tensor | list[Tensor]:
         if self.hyper is not None:  # train_batch="next": this batch is the previous step's B'
+            assert loss is not None
             assert gradient is not None
             self.finish(loss, gradient)
-        if self.curvature == "secant" and self.starts():
+        self.starting, self.along = ascends and self.starts(), []
+        if self.starting and self.curvature == "secant":
             assert gradient is not None
-            self.gradient = list(gradient)
-        return self.rho * warmup_factor(self.step, self.warmup, self.total_steps)
+            self.gradient = owned(gradient)
+        rho = self.rho * warmup_factor(self.step, self.warmup, self.total_steps)
+        self.step += 1
+        self.perturbations += ascends
+        return rho if self.radii == 1 else [rho[group] for group in self.groups]
+
+    def on_perturbed(self, seen: Perturbed, share: float = 1.0) -> None:
+        if not self.starting or self.curvature == "secant":
+            return
+        if self.curvature == "diagonal":
+            found = [list(torch._foreach_mul(torch._foreach_mul(seen.h, seen.h), seen.epsilon()))]
+        else:
+            epsilon = seen.epsilon()
+            tangents = [
+                [e if group == k else torch.zeros_like(e) for e, group in zip(epsilon, self.groups, strict=True)]
+                for k in range(self.radii)
+            ]
+            with torch.no_grad():
+                for value, slope in zip(self.parameters, seen.slopes(), strict=True):
+                    tangents.append(list(torch._foreach_mul(slope, value.detach())))  # ∂/∂log µ = µ ∂/∂µ
+            found = [list(seen.product(tangent)) for tangent in tangents]
+        with torch.no_grad():
+            for d in found:
+                torch._foreach_mul_(d, share)
+            for total, d in zip(self.along, found, strict=bool(self.along)):
+                torch._foreach_add_(total, d)
+            self.along = self.along or found
 
     @torch.no_grad()
-    def on_descent(self, h: Tensors, epsilon: Tensors) -> None:
-        if not self.starts():
+    def on_descent(self, h: Tensors, sensitivity: Callable[[Tensors], Tensors]) -> None:
+        if not self.starting:
             return
         if self.curvature == "secant":
             assert self.gradient is not None
-            d = torch._foreach_sub(h, self.gradient)
-        else:
-            d = torch._foreach_mul(torch._foreach_mul(h, h), epsilon)
-        torch._foreach_mul_(d, sensitivity(self.base))
-        self.curved, self.gradient = list(d), None
+            torch._foreach_sub_(self.gradient, h)  # g − h in the memory of g; the sign follows
+            torch._foreach_neg_(self.gradient)
+            self.along, self.gradient = [self.gradient], None
+        self.curved, self.along = [list(sensitivity(d)) for d in self.along], []
 
     @torch.no_grad()
     def after_update(self, batch_loss: Callable[[], LossGradient], hyper_loss: Callable[[], LossGradient]) -> None:
-        if self.starts():
-            assert self.curved is not None
-            loss, gradient = hyper_loss()
-            self.hyper = loss, dot(self.curved, gradient)
-            if self.train_batch == "same":
-                self.finish(*batch_loss())
-        self.step += 1
+        if not self.starting or self.curved is None:
+            self.gradient, self.along = None, []  # a step that was skipped has nothing to learn from
+            return
+        loss, gradient = hyper_loss()
+        self.hyper = loss, torch.stack([dot(v, gradient) for v in self.curved])
+        del gradient
+        if self.goal == "validation":
+            self.finish(loss, None)
+        elif self.train_batch == "same":
+            self.finish(*batch_loss())
 
-    def finish(self, loss: Tensor, gradient: Tensors) -> None:
-        """Complete the pending hypergradient with L_B'(θ⁺) and ∇L_B'(θ⁺), and update log ρ by Adam."""
+    def finish(self, loss: Tensor, gradient: Tensors | None) -> None:
+        """Complete the pending hypergradient with L_B'(θ⁺) and ∇L_B'(θ⁺), and update the logarithms by Adam."""
         assert self.hyper is not None
         assert self.curved is not None
-        hyper_loss, along_hyper = self.hyper
-        # the losses and gradients are means over the processes already; with the diagonal, v is each process's own
-        along = along_hyper - dot(self.curved, gradient)
-        self.comm.mean_([along])
-        self.gap = hyper_loss - loss
+        hyper_loss, along = self.hyper
         self.updates += 1
-        gap = self.gap
-        if self.gap_ema:
-            self.mean_gap.lerp_(gap, 1 - self.gap_ema)
-            gap = self.mean_gap / (1 - self.gap_ema**self.updates)
-        g = self.hypergradient = -gap * along
+        self.gap = hyper_loss - loss
+        if gradient is None:
+            self.comm.mean_([along])
+            g = -along
+        else:
+            # losses and gradients are means over the processes already; v may be each process's own
+            along = along - torch.stack([dot(v, gradient) for v in self.curved])
+            self.comm.mean_([along])
+            gap = self.gap
+            if self.gap_ema:
+                self.mean_gap.lerp_(gap, 1 - self.gap_ema)
+                gap = self.mean_gap / (1 - self.gap_ema**self.updates)
+            g = -gap * along
+        self.slope = g
+        self.hypergradient = g[: self.radii].sum()
         beta1, beta2, tiny = 0.9, 0.999, 1e-12  # a tiny ε: the hypergradient's scale says nothing, its sign does
         self.moment.lerp_(g, 1 - beta1)
         self.moment2.lerp_(g * g, 1 - beta2)
         mean = self.moment / (1 - beta1**self.updates)
         rms = (self.moment2 / (1 - beta2**self.updates)).sqrt()
-        self.log_rho.sub_(self.lr * mean / (rms + tiny)).clamp_(self.log_min, self.log_max)
+        self.log.sub_(self.lr * mean / (rms + tiny))
+        torch.minimum(torch.maximum(self.log, self.log_min), self.log_max, out=self.log)
         self.curved = self.hyper = None
+        if self.names:
+            self.expose()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, the pending hypergradient included. Live tensors: save or copy them."""
         return {k: getattr(self, k) for k in STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        device = self.log_rho.device
+        device = self.log.device
         for k, value in copy.deepcopy({k: state[k] for k in STATE}).items():
             setattr(self, k, moved(value, device))
+        self.expose()
 
 
 def moved(value: Any, device: torch.device) -> Any:
@@ -215,4 +277,7 @@ def moved(value: Any, device: torch.device) -> Any:
     return type(value)(moved(v, device) for v in value) if isinstance(value, list | tuple) else value
 
 
-STATE = ("log_rho", "moment", "moment2", "mean_gap", "updates", "step", "curved", "hyper", "hypergradient", "gap")
+STATE = (
+    "log", "moment", "moment2", "mean_gap", "updates", "step", "perturbations", "curved", "hyper", "hypergradient",
+    "gap",
+)  # fmt: skip

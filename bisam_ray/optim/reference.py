@@ -1,4 +1,6 @@
-"""Slow, literal transcription of SAM, ASAM, BiSAM and LETS: the oracle of the tests, not for use.
+"""Slow, literal transcription of SAM, ASAM, BiSAM, ESAM and LETS: the oracle of the tests, not for use.
+
+SAMPa, Lookahead and RAPP: reference_schedules.py.
 
 All parameters are one flat vector w of shape (P,), in double precision. One line of mathematics is one line
 of code; nothing is fused or updated in place, nothing is imported from the rest of the package. A loss is a
@@ -11,6 +13,8 @@ Sources:
            of Deep Neural Networks", 2021
     BiSAM  Xie, Latorre, Antonakopoulos, Pethick, Cevher, "Improving SAM Requires Rethinking its Optimization
            Formulation", 2024
+    ESAM   Du, Yan, Feng, Zhou, Zhen, Goh, Tan, "Efficient Sharpness-aware Minimization for Improved Training
+           of Neural Networks", 2022
     LETS   "Enhancing Sharpness-Aware Minimization by Learning Perturbation Radius", 2024: the upper level;
            the one-step hypergradient, the secant and the next-batch gradient are this project's own
 """
@@ -27,6 +31,7 @@ from torch import Tensor
 
 Batch = Any
 Objective = Callable[[Tensor, Batch], Tensor]
+Phi = Literal["tanh", "log", "ramp", "erf"]
 
 
 def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -49,26 +54,32 @@ def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) 
     return total / n
 
 
-def lower_bound(logits: Tensor, target: Tensor, phi: Literal["tanh", "log"], mu: float, alpha: float = 0.1) -> Tensor:
+def lower_bound(logits: Tensor, target: Tensor, phi: Phi, mu: float, alpha: float = 0.1) -> Tensor:
     """BiSAM's lower bound of the 0-1 loss, example by example, as it is printed: large logits overflow.
 
         Q = (1/N) Σ_i [ (1/µ) log Σ_j exp(µ φ(f_ij − f_iy)) − (log K)/µ ]
         φ_tanh(x) = tanh(αx),   φ_log(x) = 1 − log(1 + exp(γ − x)),   γ = log(e − 1)
+        φ_ramp(x) = min(1, max(−1, αx)),   φ_erf(x) = erf(√π/2 · αx)
 
     Args:
         logits: f, (N, K).
         target: y, (N,).
-        phi, mu, alpha: φ, µ, and the α of tanh.
+        phi, mu, alpha: φ, µ, and the α of all but log: their slope at 0.
 
-    Source: BiSAM, 2024.
+    Source: BiSAM, 2024; ramp and erf are this project's own.
     """
     n, k = logits.shape
     gamma = math.log(math.e - 1)
+    shapes: dict[Phi, Callable[[Tensor], Tensor]] = {
+        "tanh": lambda x: torch.tanh(alpha * x),
+        "log": lambda x: 1 - torch.log(1 + torch.exp(gamma - x)),
+        "ramp": lambda x: (alpha * x).clip(-1, 1),
+        "erf": lambda x: torch.erf(math.sqrt(math.pi) / 2 * alpha * x),
+    }
     total = torch.zeros((), dtype=logits.dtype)
     for i in range(n):
         x = logits[i] - logits[i, target[i]]
-        bounded = torch.tanh(alpha * x) if phi == "tanh" else 1 - torch.log(1 + torch.exp(gamma - x))
-        total = total + torch.log(torch.exp(mu * bounded).sum()) / mu - math.log(k) / mu
+        total = total + torch.log(torch.exp(mu * shapes[phi](x)).sum()) / mu - math.log(k) / mu
     return total / n
 
 
@@ -171,6 +182,7 @@ class Method:
     """What is ascended, what is descended, in which geometry, how far, and with which base optimizer.
 
     SAM: ascent = descent = cross entropy, l2. ASAM: adaptive. BiSAM: ascent = a lower bound of the 0-1 loss.
+    ESAM: subset, with γ < 1; the descent is then the mean of `per_example`.
     """
 
     ascent: Objective
@@ -179,9 +191,14 @@ class Method:
     rho: float = 0.05
     warmup: float = 0.0
     total_steps: int = 1
-    geometry: Literal["l2", "adaptive"] = "l2"
+    geometry: Literal["l2", "adaptive", "subset"] = "l2"
     xi: float = 0.01
     is_weight: Tensor | None = None  # (P,) bool: entries of tensors with more than one dimension
+    beta: float = 1.0  # subset: the probability of an entry of the mask
+    renormalise: bool = False  # subset: a direction of length 1
+    gamma: float = 1.0  # the fraction of the examples that the descent uses
+    per_example: Callable[[Tensor, Batch], Tensor] | None = None  # (w, batch) → L_i, (N,)
+    lam: float = 0.2  # SAMPa's λ
 
 
 @dataclass(frozen=True)
@@ -195,7 +212,7 @@ class State:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a step saw: L_B(w), L_B(w + ε), ‖a‖ or ‖Ta‖, and the ρ it used; scalars."""
+    """What a step saw: L_B(w), L_B(w + ε) of all examples, the norm of `direction`, the ρ it used; scalars."""
 
     loss: Tensor
     perturbed_loss: Tensor
@@ -208,42 +225,72 @@ def warmup_factor(method: Method, step: int) -> float:
     return 1.0 if method.warmup == 0 else min(1.0, step / (method.warmup * method.total_steps))
 
 
-def direction(method: Method, w: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+def direction(method: Method, w: Tensor, a: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Ascent direction and the norm it was divided by; zero for a zero gradient.
 
-        l2         u = a / ‖a‖
-        adaptive   u = T²a / ‖Ta‖,   T = |w| + ξ on weights, 1 on the others
+        l2             u = a / ‖a‖
+        adaptive       u = T²a / ‖Ta‖,   T = |w| + ξ on weights, 1 on the others
+        subset         u = (b ⊙ a) / (‖a‖ β)
+        renormalised   u = (b ⊙ a) / ‖b ⊙ a‖
 
     Args:
-        method: geometry, ξ, and which entries are weights.
+        method: geometry, ξ, which entries are weights, β.
         w, a: weights and ascent gradient, (P,).
+        mask: b of the subset geometry, 0 or 1, (P,).
 
-    Source: SAM, 2021; ASAM, 2021.
+    Source: SAM, 2021; ASAM, 2021; ESAM, 2022; the renormalised subset is this project's own.
     """
-    t = torch.ones_like(w)
+    t, beta = torch.ones_like(w), 1.0
     if method.geometry == "adaptive":
         assert method.is_weight is not None
         t = torch.where(method.is_weight, w.abs() + method.xi, t)
     norm = (t * a).square().sum().sqrt()
-    return (torch.zeros_like(a) if norm == 0 else t * t * a / norm), norm
+    if method.geometry == "subset":
+        assert mask is not None
+        t, beta = mask, 1.0 if method.renormalise else method.beta
+        norm = (mask * a).square().sum().sqrt() if method.renormalise else norm
+    return (torch.zeros_like(a) if norm == 0 else t * t * a / (norm * beta)), norm
 
 
-def sam_step(method: Method, state: State, batch: Batch) -> tuple[State, Trace]:
-    """One step of SAM, ASAM or BiSAM.
+def descended(method: Method, w: Tensor, epsilon: Tensor, batch: Batch) -> Objective:
+    """What the descent descends: L_B, or its mean over the examples whose loss rises most under ε.
 
-        a = ∇A_B(w);   ε = ρ u(a);   h = ∇L_B(w + ε);   w ← Opt(w, h)
+        C = the max(1, round(γN)) largest of L_i(w + ε) − L_i(w);   w ↦ (1/|C|) Σ_{i ∈ C} L_i(w)
+
+    Args:
+        method: γ, and L_i if γ < 1.
+        w, epsilon: weights and perturbation, (P,).
+        batch: B.
+
+    Source: ESAM, 2022.
+    """
+    per_example = method.per_example
+    if method.gamma == 1:
+        return method.descent
+    assert per_example is not None
+    rise = (per_example(w + epsilon, batch) - per_example(w, batch)).detach()
+    chosen = rise.argsort(descending=True)[: max(1, round(method.gamma * len(rise)))]
+    return lambda w, batch: per_example(w, batch)[chosen].mean()
+
+
+def sam_step(method: Method, state: State, batch: Batch, mask: Tensor | None = None) -> tuple[State, Trace]:
+    """One step of SAM, ASAM, BiSAM or ESAM.
+
+        a = ∇A_B(w);   ε = ρ u(a);   h = ∇L_C(w + ε);   w ← Opt(w, h)
 
     Args:
         method, state: see there.
-        batch: B, whatever the objectives take.
+        batch: B, whatever the objectives take; C, what `descended` leaves of it.
+        mask: of the subset geometry, (P,).
 
-    Source: SAM, 2021; ASAM, 2021; BiSAM, 2024.
+    Source: SAM, 2021; ASAM, 2021; BiSAM, 2024; ESAM, 2022.
     """
     loss, _ = gradient(method.descent, state.w, batch)
     _, a = gradient(method.ascent, state.w, batch)
-    u, norm = direction(method, state.w, a)
+    u, norm = direction(method, state.w, a, mask)
     rho = torch.tensor(method.rho * warmup_factor(method, state.step), dtype=state.w.dtype)
-    perturbed_loss, h = gradient(method.descent, state.w + rho * u, batch)
+    perturbed_loss, _ = gradient(method.descent, state.w + rho * u, batch)
+    _, h = gradient(descended(method, state.w, rho * u, batch), state.w + rho * u, batch)
     w, optimizer = optimizer_step(method.optimizer, state.optimizer, state.w, h)
     return State(w, optimizer, state.step + 1), Trace(loss, perturbed_loss, norm, rho)
 
@@ -253,7 +300,7 @@ class Learning:
     """How the radius is learned; the rest of LETS is a Method, whose rho is ρ₀."""
 
     train_batch: Literal["next", "same"] = "next"
-    curvature: Literal["secant", "diagonal", "exact"] = "secant"
+    curvature: Literal["secant", "diagonal", "finite_difference", "exact"] = "secant"
     every: int = 1
     lr: float = 0.02
     rho_min: float = 1e-3
@@ -297,9 +344,10 @@ def curvature_along(
 ) -> Tensor:
     """d ≈ Hε = dh/dr, with H = ∇²L_B(w + ε).
 
-        secant     d = h − g,  g = ∇L_B(w)
-        diagonal   d = h ⊙ h ⊙ ε
-        exact      d = Hε, by differentiating twice
+        secant              d = h − g,  g = ∇L_B(w)
+        diagonal            d = h ⊙ h ⊙ ε
+        finite_difference   d = (∇L_B(w + ε + δε) − h)/δ,  δ = √eps (1 + ‖w‖)/‖ε‖,  eps of the dtype;  0 for ε = 0
+        exact               d = Hε, by differentiating twice
 
     Args:
         w, epsilon, g, h: weights, perturbation, gradients at w and at w + ε, (P,).
@@ -309,6 +357,11 @@ def curvature_along(
         return h - g
     if learning.curvature == "diagonal":
         return h * h * epsilon
+    if learning.curvature == "finite_difference":
+        if epsilon.norm() == 0:
+            return torch.zeros_like(h)
+        delta = math.sqrt(torch.finfo(w.dtype).eps) * (1 + w.norm()) / epsilon.norm()
+        return (gradient(method.descent, w + epsilon + delta * epsilon, batch)[1] - h) / delta
     at = (w + epsilon).detach().requires_grad_()
     first = torch.autograd.grad(method.descent(at, batch), at, create_graph=True)[0]
     return torch.autograd.grad((first * epsilon).sum(), at)[0]
@@ -340,35 +393,40 @@ def finish(learning: Learning, state: LetsState, loss: Tensor, grad: Tensor) -> 
 
 
 def lets_step(
-    method: Method, learning: Learning, state: LetsState, batch: Batch, hyper: Batch
+    method: Method, learning: Learning, state: LetsState, batch: Batch, hyper: Batch, mask: Tensor | None = None
 ) -> tuple[LetsState, Trace]:
     """One step with the learned radius; hypergradients start on steps that are multiples of `every`.
 
         next:  finish dJ/dr of the step before with B' = B
         ρ = exp(r) · min(1, t / (warmup · T))
-        a = ∇A_B(w);   ε = ρ u(a);   h = ∇L_B(w + ε);   w⁺ = Opt(w, h)
+        a = ∇A_B(w);   ε = ρ u(a);   h = ∇L_C(w + ε);   w⁺ = Opt(w, h)
+        d = ∂h/∂r, from L_C alone
         keep S ⊙ d, L_V(w⁺), ∇L_V(w⁺)
         same:  finish dJ/dr of this step with B' = B
 
     Args:
         method, learning, state: see there.
-        batch, hyper: B and V; V is used only on steps that start a hypergradient.
+        batch, hyper: B and V; V is used only on steps that start a hypergradient. C: as in sam_step.
+        mask: of the subset geometry, (P,).
 
     Source: LETS, 2024, with this project's one-step hypergradient.
     """
     starts = state.step % learning.every == 0
     w = state.w
-    loss, g = gradient(method.descent, w, batch)
+    loss, full = gradient(method.descent, w, batch)
     if state.pending is not None:
-        state = finish(learning, state, loss, g)
+        state = finish(learning, state, loss, full)
     rho = state.r.exp() * warmup_factor(method, state.step)
     _, a = gradient(method.ascent, w, batch)
-    u, norm = direction(method, w, a)
+    u, norm = direction(method, w, a, mask)
     epsilon = rho * u
-    perturbed_loss, h = gradient(method.descent, w + epsilon, batch)
+    perturbed_loss, _ = gradient(method.descent, w + epsilon, batch)
+    chosen = replace(method, descent=descended(method, w, epsilon, batch))
+    _, g = gradient(chosen.descent, w, batch)
+    _, h = gradient(chosen.descent, w + epsilon, batch)
     w_next, optimizer = optimizer_step(method.optimizer, state.optimizer, w, h)
     if starts:
-        d = curvature_along(method, learning, w, epsilon, g, h, batch)
+        d = curvature_along(chosen, learning, w, epsilon, g, h, batch)
         s = sensitivity(method.optimizer, state.optimizer, w, h)
         state = replace(state, pending=Pending(s * d, *gradient(method.descent, w_next, hyper)))
         if learning.train_batch == "same":
@@ -377,19 +435,22 @@ def lets_step(
     return state, Trace(loss, perturbed_loss, norm, rho)
 
 
-def upper_level(method: Method, state: State, r: Tensor, batch: Batch, train: Batch, hyper: Batch) -> Tensor:
+def upper_level(
+    method: Method, state: State, r: Tensor, batch: Batch, train: Batch, hyper: Batch, mask: Tensor | None = None
+) -> Tensor:
     """The upper level as a function of r = log ρ, for central differences of the hypergradient.
 
-        J(r) = ½ (L_V(w⁺) − L_B'(w⁺))²,   w⁺ = Opt(w, ∇L_B(w + ρu)),   ρ = exp(r) · min(1, t / (warmup · T))
+        J(r) = ½ (L_V(w⁺) − L_B'(w⁺))²,   w⁺ = Opt(w, ∇L_C(w + ρu)),   ρ = exp(r) · min(1, t / (warmup · T))
 
     Args:
         method, state: before the step.
         r: scalar.
-        batch, train, hyper: B, B' and V.
+        batch, train, hyper: B, B' and V. C: as in sam_step.
+        mask: of the subset geometry, (P,).
     """
     _, a = gradient(method.ascent, state.w, batch)
-    u, _ = direction(method, state.w, a)
+    u, _ = direction(method, state.w, a, mask)
     rho = r.exp() * warmup_factor(method, state.step)
-    _, h = gradient(method.descent, state.w + rho * u, batch)
+    _, h = gradient(descended(method, state.w, rho * u, batch), state.w + rho * u, batch)
     w, _ = optimizer_step(method.optimizer, state.optimizer, state.w, h)
     return (method.descent(w, hyper) - method.descent(w, train)) ** 2 / 2

@@ -16,21 +16,33 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..config import Config, Optim
-from ..optim.comm import Comm, Solo
+from ..config import Config, ConfigError, Optim
+from ..optim import shapes
+from ..optim.comm import Comm, Roles, Solo
 from ..optim.lets import LETS
+from ..optim.lookahead import RAPP, Lookahead
 from ..optim.losses import cross_entropy, lower_bound
-from ..optim.radius import FixedRadius, RadiusPolicy
+from ..optim.radius import FixedRadius, FollowsLR, RadiusPolicy, ScheduledRadius
+from ..optim.sampa import Parallel
 from ..optim.schedule import Losses, Sequential
 from . import data, models
+from .plugins import load_function
 
-Batch = tuple[Tensor, Tensor]
+
+class Batch(NamedTuple):
+    """Inputs, targets, and each example's position in the stream of all batches: what its dropout mask depends on."""
+
+    x: Tensor
+    y: Tensor
+    position: Tensor
 
 
 class Diverged(RuntimeError):
@@ -91,31 +103,42 @@ def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None =
     model = models.build(config.model.name, shape, splits.classes).to(device)
     if len(shape) == 3:
         model = model.to(memory_format=torch.channels_last)
+    forward = torch.compile(model) if config.scale.compile else model
     params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
+        raise ConfigError(f"model.name={config.model.name}: no trainable parameter (all have requires_grad=False)")
     base = base_optimizer(optim, params)
-    radius = radius_policy(config, params, base, total_steps, comm)
+    radius = radius_policy(config, params, base, total_steps, comm.everyone if isinstance(comm, Roles) else comm)
+    scaler = torch.amp.GradScaler(device.type) if config.scale.precision == "float16" else None
+    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(config.scale.precision)
+    reduced = torch.autocast(device.type, half) if half is not None else nullcontext()
 
     # torch.manual_seed would do, but formats a traceback at every call for devices that are not initialised
     masks = (
         torch.cuda.default_generators[torch.cuda.current_device()] if device.type == "cuda" else torch.default_generator
     )
-    step, first_logits = 0, None
+    first: tuple[Tensor, Tensor] | None = None  # logits and targets of a step's first pass
 
     def evaluate(batch: Batch) -> Losses:
-        nonlocal first_logits
-        x, y = batch
-        masks.manual_seed(data.mixed(seed, 6, step, comm.rank))  # both passes draw the same dropout masks
-        logits = model(x)
-        first_logits = logits.detach() if first_logits is None else first_logits
-        return losses(optim, logits, y)
+        nonlocal first
+        x, y, position = batch
+        masks.manual_seed(data.mixed(seed, 6, int(position[0])))  # all passes over an example draw the same masks
+        with reduced:
+            logits = forward(x)
+        logits = logits if half is None else logits.float()
+        first = (logits.detach(), y) if first is None else first
+        return losses(optim, logits, y, radius.learned if isinstance(radius, LETS) else {})
 
-    def draw(split: data.Split, stream: data.Stream) -> Batch:
-        chosen = stream.batch(step).tensor_split(comm.world)[comm.rank].to(device)
-        return split.x[chosen], split.y[chosen]
+    def draw(split: data.Split, stream: data.Stream, step: int) -> Batch:
+        chosen, position = (
+            part.tensor_split(comm.world)[comm.rank]
+            for part in (stream.batch(step), torch.arange(stream.batch_size) + step * stream.batch_size)
+        )
+        chosen = chosen.to(device)
+        return Batch(split.x[chosen], split.y[chosen], position)
 
-    take_step = Sequential(
-        params, base, evaluate, radius, optim.geometry, model=model, comm=comm, scope=optim.perturbation_scope
-    )
+    take_step = schedule(config, params, base, evaluate, radius, model=model, comm=comm, scaler=scaler)
+    radii = torch.zeros(total_steps, dtype=torch.float64, device=device)
     start, cost, seconds = 0, 0.0, 0.0
     best: dict[str, Any] = {"val_accuracy": -1.0, "epoch": 0, "weights": None}
     if state is not None:
@@ -123,6 +146,8 @@ def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None =
         base.load_state_dict(state["base"])
         if radius is not None:
             radius.load_state_dict(state["radius"])
+        take_step.load_state_dict(state["schedule"])
+        radii = state["radii"].to(device).clone()
         start, cost, seconds, best = state["epoch"], state["cost"], state["seconds"], state["best"]
 
     def snapshot() -> dict[str, Any]:
@@ -131,6 +156,8 @@ def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None =
             "model": model.state_dict(),
             "base": base.state_dict(),
             "radius": radius.state_dict() if radius is not None else None,
+            "schedule": take_step.state_dict(),
+            "radii": radii,
             "best": best,
             "cost": cost,
             "seconds": seconds,
@@ -156,12 +183,13 @@ def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None =
         for step in range((epoch - 1) * epoch_steps, epoch * epoch_steps):
             for group in base.param_groups:
                 group["lr"] = optim.lr * 0.5 * (1 + math.cos(math.pi * step / total_steps))
-            x, y = draw(fit, batches)
-            first_logits = None
-            stats = take_step((x, y), hyper=lambda: draw(hyper, hyper_batches))
+            first = None
+            ahead = {"following": partial(draw, fit, batches, step + 1)} if isinstance(take_step, Parallel) else {}
+            stats = take_step(draw(fit, batches, step), hyper=partial(draw, hyper, hyper_batches, step), **ahead)
             cost += stats.cost * batches.batch_size
-            assert first_logits is not None
-            accuracy = (first_logits.argmax(-1) == y).float().mean()
+            radii[step] = stats.rho
+            assert first is not None
+            accuracy = (first[0].argmax(-1) == first[1]).float().mean()
             learning = (radius.hypergradient, radius.gap) if radius is not None else (None, None)
             seen = [
                 stats.loss,
@@ -173,7 +201,7 @@ def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None =
             ]
             totals += torch.stack([torch.as_tensor(v, dtype=totals.dtype, device=device) for v in seen])
         totals /= epoch_steps
-        comm.mean_([totals, *(b for b in model.buffers() if b.is_floating_point())])
+        synchronise(comm, totals, list(model.buffers()))
         means = dict(zip(STEP_METRICS, totals.tolist(), strict=True))
         seconds += time.perf_counter() - began
         if not math.isfinite(means["train/loss"]):
@@ -200,26 +228,87 @@ STEP_METRICS = (
 )  # fmt: skip
 
 
-def losses(optim: Optim, logits: Tensor, y: Tensor) -> Losses:
-    """What the method ascends and what it descends, from one forward pass."""
+def synchronise(comm: Comm, totals: Tensor, buffers: list[Tensor]) -> None:
+    """Mean metrics and batch-norm statistics over the processes; with two roles, those of the one that moves them."""
+    if not isinstance(comm, Roles):
+        comm.mean_([totals, *(b for b in buffers if b.is_floating_point())])
+        return
+    comm.everyone.mean_([totals])
+    moved = [b.double() for b in buffers]
+    if moved:
+        _, fresh = comm.exchange(moved if comm.role == 1 else [], [], moved)
+        for buffer, value in zip(buffers, fresh, strict=True):
+            buffer.copy_(value)
+
+
+def losses(optim: Optim, logits: Tensor, y: Tensor, learned: dict[str, Tensor] | None = None) -> Losses:
+    """What the method ascends and what it descends, from one forward pass; `learned`: µ and α, if LETS learns them."""
     descent = cross_entropy(logits, y, optim.label_smoothing)
+
+    def examples() -> Tensor:
+        return cross_entropy(logits, y, optim.label_smoothing, reduction="none")
+
     phi = optim.objective
     if phi == "none" or phi == "cross_entropy":
-        return Losses(descent, descent)
-    return Losses(lambda: lower_bound(logits, y, phi, optim.mu, optim.alpha or 0.1), descent)
+        return Losses(descent, descent, examples)
+    learned = learned or {}
+    mu, alpha = learned.get("mu", optim.mu), learned.get("alpha", optim.alpha or 0.1)
+    return Losses(lambda: lower_bound(logits, y, phi, mu, alpha), descent, examples)
 
 
 def base_optimizer(optim: Optim, params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that takes the descent gradient."""
-    if optim.base == "adamw":
-        return torch.optim.AdamW(params, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
-    return torch.optim.SGD(
+    """The optimizer that takes the descent gradient, within Lookahead or RAPP where the configuration says so."""
+    base: torch.optim.Optimizer
+    if optim.base == "sgd":
+        base = torch.optim.SGD(
+            params,
+            lr=optim.lr,
+            momentum=optim.momentum,
+            dampening=optim.dampening,
+            nesterov=optim.nesterov,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+    else:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.base]
+        base = kind(params, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+    if optim.wrapper == "none":
+        return base
+    return {"lookahead": Lookahead, "rapp": RAPP}[optim.wrapper](base, optim.outer_every, optim.outer_lr)
+
+
+def schedule(
+    config: Config,
+    params: list[nn.Parameter],
+    base: torch.optim.Optimizer,
+    evaluate: Callable[[Any], Losses],
+    radius: RadiusPolicy | None,
+    **parts: Any,
+) -> Sequential | Parallel:
+    """The step of a configuration."""
+    optim = config.optim
+    shared: dict[str, Any] = {
+        "geometry": optim.geometry,
+        "xi": optim.xi,
+        "beta": 1.0 if optim.beta is None else optim.beta,
+        "renormalise": optim.renormalise,
+        "accumulate": config.scale.accumulate,
+        "clip": optim.clip,
+        **parts,
+    }
+    if optim.schedule == "parallel":
+        return Parallel(params, base, evaluate, radius, lam=0.2 if optim.lam is None else optim.lam, **shared)
+    return Sequential(
         params,
-        lr=optim.lr,
-        momentum=optim.momentum,
-        nesterov=optim.nesterov,
-        weight_decay=optim.weight_decay,
-        fused=True,
+        base,
+        evaluate,
+        radius,
+        scope=optim.perturbation_scope,
+        every=optim.every,
+        between=optim.between,
+        ascent_fraction=optim.ascent_fraction,
+        gamma=1.0 if optim.gamma is None else optim.gamma,
+        **shared,
     )
 
 
@@ -232,7 +321,33 @@ def radius_policy(
         return None
     if optim.radius == "fixed":
         return FixedRadius(optim.rho, optim.warmup, total_steps)
-    return LETS(params, base, optim.rho, optim.warmup, total_steps, comm=comm, **config.lets.model_dump())
+    if optim.radius == "scheduled":
+        if optim.rho_schedule == "lr":
+            return FollowsLR(optim.rho, base, optim.warmup, total_steps)
+        return ScheduledRadius(radius_shape(optim, total_steps), optim.warmup, total_steps)
+    lets = config.lets.model_dump()
+    kind, learn = lets.pop("groups"), lets.pop("learn")
+    groups = {"one": None, "kind": [int(p.dim() < 2) for p in params], "tensor": list(range(len(params)))}[kind]
+    if kind == "kind" and len(set(groups or ())) < 2:
+        groups = None
+    starts = {"mu": optim.mu or (1.0 if optim.objective == "log" else 10.0), "alpha": optim.alpha or 0.1}
+    learned = {name: starts[name] for name in learn}
+    return LETS(params, base, optim.rho, optim.warmup, total_steps, groups=groups, learn=learned, comm=comm, **lets)
+
+
+def radius_shape(optim: Optim, total_steps: int) -> Callable[[float], float]:
+    """ρ as a function of the fraction of training."""
+    name, rho = str(optim.rho_schedule), optim.rho or 0.0
+    if name == "cosine":
+        return shapes.cosine(rho)
+    if name == "theorem":
+        return shapes.theorem(rho, total_steps)
+    if ":" in name:
+        return load_function("optim.rho_schedule", name)
+    try:
+        return shapes.table(name)
+    except ValueError as error:
+        raise ConfigError(f"optim.rho_schedule={name}: {error}") from None
 
 
 def trained(config: Config, state: dict[str, Any]) -> tuple[nn.Module, Tensor]:

@@ -70,7 +70,7 @@ def steps(job: Job, comm: Any = None) -> Iterator[Epoch]:
         stored, state = checkpoint.load(job.checkpoint)
         if stored != job.config:
             raise ConfigError(f"{job.checkpoint}: belongs to another configuration ({stored.digest()})")
-    writer = comm is None or comm.rank == 0
+    writer = comm is None or getattr(comm, "everyone", comm).rank == 0  # of two roles, one process writes
     saved = time.monotonic()
     for record in engine.run(job.config, comm, state):
         last = record.epoch == job.config.train.epochs
@@ -281,14 +281,14 @@ def worker_loop(config: dict[str, Any]) -> None:
     """What each worker of the trainer does."""
     import ray.train
 
-    from ..optim.comm import Distributed
+    from ..optim.comm import Distributed, Roles
 
     job: Job = config["job"]
     if ray.train.get_checkpoint() is None and job.checkpoint.exists():
         job = Job(job.name, job.config, job.checkpoint, job.test, resume=True)
-    comm = Distributed()
+    comm = Roles() if job.config.optim.schedule == "parallel" else Distributed()
     for epoch in steps(job, comm):
-        if comm.rank == 0:
+        if ray.train.get_context().get_world_rank() == 0:
             config["queue"].put(epoch)
         ray.train.report(epoch.metrics)
 

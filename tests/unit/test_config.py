@@ -49,7 +49,6 @@ def test_the_digest_names_the_run_and_contains_the_threads():
         (["optim.alpha=0.1"], "optim.alpha=0.1: method sam has no alpha (bisam-tanh has)"),
         (["method=bisam-log", "optim.alpha=0.1"], "method bisam-log has no alpha"),
         (["method=sgd", "optim.rho=0.1"], "method sgd has no ascent step, so no rho"),
-        (["method=lets-sam", "optim.base=adamw"], "a learned radius needs optim.base=sgd"),
         (["method=lets-sam", "optim.rho=3"], "a learned radius starts within"),
         (["optim.objective=tahn"], "did you mean tanh?"),
         (["optim.nesterov=yes", "optim.momentum=0"], "needs optim.momentum > 0"),
