@@ -66,7 +66,8 @@ def theorem(kappa: float, total_steps: int) -> Shape:
     _check("kappa", kappa)
     if not total_steps >= 1:
         raise ValueError(f"total_steps={total_steps}: a run has at least one step")
-    return constant(kappa / math.sqrt(total_steps))
+    rho = kappa / math.sqrt(total_steps)
+    return lambda s: rho
 
 
 def table(source: str | os.PathLike[str] | Rows) -> Shape:
