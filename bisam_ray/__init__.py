@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import optim as optim
-    from .api import compare, evaluate, load_study, search, train
+    from .api import compare, evaluate, export_radius, load_study, search, train
     from .config import Config, ConfigError, resolve
     from .results import Comparison, SearchResult, TrainResult
 
 __version__ = "0.1.0"
 _HOMES = {
-    **dict.fromkeys(("train", "search", "compare", "evaluate", "load_study"), "api"),
+    **dict.fromkeys(("train", "search", "compare", "evaluate", "export_radius", "load_study"), "api"),
     **dict.fromkeys(("TrainResult", "SearchResult", "Comparison"), "results"),
     **dict.fromkeys(("Config", "ConfigError", "resolve"), "config"),
 }
 __all__ = [
-    "Comparison", "Config", "ConfigError", "SearchResult", "TrainResult", "compare", "evaluate", "load_study", "optim",
-    "resolve", "search", "train",
+    "Comparison", "Config", "ConfigError", "SearchResult", "TrainResult", "compare", "evaluate", "export_radius",
+    "load_study", "optim", "resolve", "search", "train",
 ]  # fmt: skip
 
 

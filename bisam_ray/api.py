@@ -293,6 +293,25 @@ def evaluate(checkpoint: str | Path, split: str = "test") -> dict[str, Any]:
     }
 
 
+def export_radius(checkpoint: str | Path, path: str | Path) -> dict[str, Any]:
+    """Write ρ(t) of a run, one row a step, as a table that `optim.rho_schedule=FILE.csv` replays open-loop.
+
+    What was learned with held-out data can so be used without any, on the whole training set, at the cost of SAM.
+    """
+    from .optim import shapes
+    from .training import checkpoint as checkpoints
+
+    config, state = checkpoints.load(Path(checkpoint))
+    if config.optim.rho is None:
+        raise ConfigError(f"{checkpoint}: method {config.method} has no radius")
+    radii = state["radii"].tolist()
+    made = len(radii) * state["epoch"] // config.train.epochs
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shapes.write_table(path, [(step / len(radii), rho) for step, rho in enumerate(radii[:made])])
+    return {"checkpoint": str(checkpoint), "table": str(path), "steps": made, "rho_final": radii[made - 1]}
+
+
 def refuse_searched(spaces: Sequence[Space], given: Layer) -> None:
     """An override of what is searched would silently do nothing, or undo the search."""
     flat: dict[str, Any] = {}

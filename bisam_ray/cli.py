@@ -264,6 +264,17 @@ def eval_(storage: str, quiet: bool, checkpoint: str, split: str) -> tuple[Any, 
 
 
 @verb
+@click.argument("checkpoint")
+@click.argument("table", default="radius.csv")
+def radius(storage: str, quiet: bool, checkpoint: str, table: str) -> tuple[Any, str]:
+    """Write a run's ρ(t) to a CSV that optim.rho_schedule=FILE.csv replays."""
+    from . import api
+
+    found = api.export_radius(checkpoint, table)
+    return found, "{table}: {steps} steps, ρ {rho_final:.4g} at the end".format(**found)
+
+
+@verb
 def studies(storage: str, quiet: bool) -> tuple[Any, str]:
     """All studies of a storage."""
     from .study import storage as stores

@@ -145,7 +145,7 @@ BISAM: dict[str, dict[str, Any]] = {
     "ramp": {"objective": "ramp", **BOUND},
     "erf": {"objective": "erf", **BOUND},
 }
-LEARNED = {"radius": "learned", "warmup": 0.25}  # without the warm-up a large early radius destroys the run
+LEARNED = {"radius": "learned", "warmup": 0.25}  # a large early radius slows a run, or traps a deep network
 ESAM = {"geometry": "subset", "beta": 0.6, "gamma": 0.5}
 SAMPA = {"schedule": "parallel", "lam": 0.2, "rho": 0.1}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -349,19 +349,20 @@ def in_parallel(config: Config) -> None:
         raise ConfigError(f"lets.curvature={lets.curvature}: SAMPa on several workers learns by the secant only")
 
 
-def gradients_per_step(config: Config, steps: int = 240) -> float:
+def gradients_per_step(config: Config, steps: int = 240, tensors: int = 10) -> float:
     """Gradient evaluations per step, the mean of the first `steps`, as a step counts them (optim/schedule.py).
 
-    A backward pass without its forward pass is ⅔ of a gradient.
+    A backward pass without its forward pass is ⅔ of a gradient. `tensors`: how many the network has, each with a
+    radius of its own under lets.groups=tensor. SAMPa's first step pays for a gradient at y₀.
     """
     optim, lets = config.optim, config.lets
     if optim.objective == "none":
         return 1.0
     bound, parallel = optim.objective != "cross_entropy", optim.schedule == "parallel"
     learned, gamma = optim.radius == "learned", optim.gamma or 1.0
-    numbers = 1 + len(lets.learn)
+    numbers = {"one": 1, "kind": 2, "tensor": tensors}[lets.groups] + len(lets.learn)
     products = numbers * {"secant": 0, "diagonal": 0, "exact": HESSIAN_PRODUCT, "finite_difference": 1}[lets.curvature]
-    total, perturbations, pending = 0.0, 0, False
+    total, perturbations, pending = parallel * (1 + BACKWARD * bound), 0, False
     for step in range(steps):
         ascends = step % optim.every == 0
         if not ascends and optim.between == "plain":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Protocol
 
 import torch
@@ -18,7 +19,7 @@ class Comm(Protocol):
     world: int
 
     def mean_(self, tensors: Tensors) -> None:
-        """Replace every tensor by its mean over the processes, in place."""
+        """Replace every tensor by its mean over the processes, in place, to the same bits on all of them."""
 
     def subgroup(self, size: int) -> Comm:
         """This process and those next to it, `size` in all; all processes must ask."""
@@ -37,7 +38,10 @@ class Solo:
 
 
 class Distributed:
-    """A torch.distributed process group (None: the default one): one all-reduce per call, over one flat buffer."""
+    """A torch.distributed process group (None: the default one): one all-reduce per call, over one flat buffer.
+
+    Every process gives tensors of the same shapes and types. Types may be mixed: the sum is in the widest of them.
+    """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
@@ -45,15 +49,22 @@ class Distributed:
         self.subgroups: dict[int, Distributed] = {}
 
     def mean_(self, tensors: Tensors) -> None:
+        if not tensors:
+            return
+        for t in tensors:
+            if not (t.is_floating_point() or t.is_complex()):
+                raise TypeError(f"a mean over the processes of {str(t.dtype).removeprefix('torch.')}: counts have none")
         flat = torch.cat([t.detach().reshape(-1) for t in tensors])
         dist.all_reduce(flat, group=self.group)
         flat /= self.world
-        start = 0
-        for t in tensors:
-            t.detach().copy_(flat[start : start + t.numel()].view(t.shape))
-            start += t.numel()
+        for t, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            t.detach().copy_(mean.view(t.shape))
 
     def subgroup(self, size: int) -> Comm:
+        if size == 1:
+            return Solo()
+        if size == self.world:
+            return self
         if size not in self.subgroups:
             found, _ = dist.new_subgroups(size, group=self.group)
             assert isinstance(found, dist.ProcessGroup)
@@ -84,22 +95,29 @@ class Roles:
             self.group.mean_(tensors)
 
     def subgroup(self, size: int) -> Comm:
-        return self.group.subgroup(size)
+        # all processes would have to make the same groups, and the two halves do not ask for them together
+        raise ValueError("the processes of a role share every perturbation: no smaller groups")
 
     def exchange(self, mine: Tensors, first: Tensors, second: Tensors) -> tuple[list[Tensor], list[Tensor]]:
-        """What role 0 and role 1 found, each a mean over its half, for everybody; shaped like `first` and `second`.
+        """What role 0 and role 1 found, each a mean over its half, for everybody; formed like `first` and `second`.
 
-        One sum over all processes, of a buffer in which every role fills its own part: x + 0 is x, bit for bit.
+        Like them in shape, type and memory layout. `mine` stands for `first` in role 0, for `second` in role 1.
+
+        One sum over all processes, of a buffer in which every role fills its own part: x − 0 is x, bit for bit.
         """
         like = [*first, *second]
-        flat = torch.zeros(sum(t.numel() for t in like), dtype=like[0].dtype, device=like[0].device)
-        start = 0 if self.role == 0 else sum(t.numel() for t in first)
-        for t in mine:
-            flat[start : start + t.numel()] = t.detach().reshape(-1)
-            start += t.numel()
+        widest = reduce(torch.promote_types, {t.dtype for t in like})
+        sizes = [t.numel() for t in like]
+        flat = torch.full((sum(sizes),), -0.0, dtype=widest, device=like[0].device)
+        own = slice(0, len(first)) if self.role == 0 else slice(len(first), None)
+        for part, t in zip(flat.split(sizes)[own], mine, strict=True):
+            part.view(t.shape).copy_(t.detach())
         dist.all_reduce(flat)
         flat /= self.world
-        found = [v.view(t.shape) for v, t in zip(flat.split([t.numel() for t in like]), like, strict=True)]
+        found = [
+            torch.empty_like(t, requires_grad=False).copy_(part.view(t.shape))
+            for part, t in zip(flat.split(sizes), like, strict=True)
+        ]
         return found[: len(first)], found[len(first) :]
 
 
@@ -115,3 +133,8 @@ def owned(tensors: Tensors) -> list[Tensor]:
         seen.add(t.data_ptr())
         found.append(t.clone() if shared else t)
     return found
+
+
+def laid_out(t: Tensor, like: Tensor) -> Tensor:
+    """The same values in memory of the same layout as `like`: a fused optimizer on the CPU takes that for granted."""
+    return t if t.stride() == like.stride() else torch.empty_like(like, requires_grad=False).copy_(t)

@@ -141,6 +141,7 @@ class LETS:
         self.gap: Tensor | None = None
         self.parameters: list[Tensor] = []
         self.expose()
+        self.ascended = self.parameters  # those that this step's ascent used
 
     def expose(self) -> None:
         """µ and α as leaves that the ascent objective may be differentiated by."""
@@ -168,6 +169,7 @@ class LETS:
 
     @torch.no_grad()
     def on_ascent(self, loss: Tensor | None, gradient: Tensors | None, ascends: bool = True) -> Tensor | list[Tensor]:
+        self.ascended = self.parameters  # finish() makes new ones, for the next step
         if self.hyper is not None:  # train_batch="next": this batch is the previous step's B'
             assert loss is not None
             assert gradient is not None
@@ -193,7 +195,7 @@ class LETS:
                 for k in range(self.radii)
             ]
             with torch.no_grad():
-                for value, slope in zip(self.parameters, seen.slopes(), strict=True):
+                for value, slope in zip(self.ascended, seen.slopes(), strict=True):
                     tangents.append(list(torch._foreach_mul(slope, value.detach())))  # ∂/∂log µ = µ ∂/∂µ
             found = [list(seen.product(tangent)) for tangent in tangents]
         with torch.no_grad():
@@ -234,6 +236,8 @@ class LETS:
         hyper_loss, along = self.hyper
         self.updates += 1
         self.gap = hyper_loss - loss
+        learned = self.log, self.moment, self.moment2, self.mean_gap
+        before = [t.clone() for t in learned]
         if gradient is None:
             self.comm.mean_([along])
             g = -along
@@ -255,6 +259,9 @@ class LETS:
         rms = (self.moment2 / (1 - beta2**self.updates)).sqrt()
         self.log.sub_(self.lr * mean / (rms + tiny))
         torch.minimum(torch.maximum(self.log, self.log_min), self.log_max, out=self.log)
+        known = g.isfinite().all()  # an overflow, under a loss scaler, teaches nothing
+        for now, then in zip(learned, before, strict=True):
+            now.copy_(torch.where(known, now, then))
         self.curved = self.hyper = None
         if self.names:
             self.expose()

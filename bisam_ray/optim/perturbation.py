@@ -107,18 +107,21 @@ class Perturbation:
         else:
             norm = global_norm(ascent)
         # ‖a‖ = 0 stays where it is, never NaN: √tiny is far below any real gradient, and ρ/√tiny is finite
-        length = norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5) * self.published
+        tiny = torch.finfo(norm.dtype).tiny ** 0.5
+        if norm.device.type == "cpu" and not isinstance(rho, list):  # reading a number costs nothing: one pass
+            ratio = float(rho) / (max(float(norm), tiny) * self.published)
+            for p, s, m in zip(params, scaled, self.moved, strict=True):
+                torch.add(p, s, alpha=ratio, out=m)
+            return norm
+        length = norm.clamp_min(tiny) * self.published
+        # 1/length: a number divided by a tensor is that times it, so a learned ρ given again as a number is the same
         if isinstance(rho, list):
             for p, s, m, r in zip(params, scaled, self.moved, rho, strict=True):
                 torch.add(p, s * (r / length), out=m)
-        elif norm.device.type == "cpu":  # reading a number costs nothing: one pass over every tensor
-            ratio = float(rho / length)
-            for p, s, m in zip(params, scaled, self.moved, strict=True):
-                torch.add(p, s, alpha=ratio, out=m)
         else:
             if scaled is not self.moved:
                 torch._foreach_copy_(self.moved, scaled)
-            torch._foreach_mul_(self.moved, rho / length)
+            torch._foreach_mul_(self.moved, length.reciprocal() * rho)
             torch._foreach_add_(self.moved, params)
         return norm
 
@@ -148,9 +151,10 @@ class Perturbation:
     def put(self, values: list[Tensor]) -> None:
         if not self.exchange:
             torch._foreach_copy_(self.params, values)
-            return
-        for p, value in zip(self.params, values, strict=True):
-            p.data = value
+        else:
+            for p, value in zip(self.params, values, strict=True):
+                p.data = value
+        torch.clear_autocast_cache()  # it would go on with casts of the weights that were here before
 
     @torch.no_grad()
     def epsilon(self) -> list[Tensor]:
@@ -158,7 +162,7 @@ class Perturbation:
         return list(torch._foreach_sub(self.moved, self.origin or self.params))
 
     @torch.no_grad()
-    def derivative(self, ascent: Tensors, slope: Tensors, rho: Tensor | float, seed: int = 0) -> list[Tensor]:
+    def derivative(self, ascent: Tensors, slope: Tensors, rho: Radii, seed: int = 0) -> list[Tensor]:
         """∂ε/∂θ = ρ (Pȧ − Pa ṅ/n)/n for something θ that the ascent gradient depends on, with ȧ = ∂a/∂θ (`slope`)."""
         scale: Tensors | None = None
         if self.geometry == "adaptive":
@@ -172,5 +176,6 @@ class Perturbation:
         norm = dot(ascent, ascent if flat else pa).sqrt()
         length = norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
         shrink = dot(ascent, slope if flat else ps) / length**2
-        ratio = rho / (length * self.published)
-        return [ratio * (s - shrink * p) for s, p in zip(ps, pa, strict=True)]
+        radii = rho if isinstance(rho, list) else [rho] * len(self.params)
+        length = length * self.published
+        return [r / length * (s - shrink * p) for r, s, p in zip(radii, ps, pa, strict=True)]

@@ -69,8 +69,8 @@ class ScheduledRadius:
 
     Args:
         rho: s ∈ [0, 1] ↦ ρ ≥ 0.
-        warmup: fraction of training, in [0, 1), over which the radius grows from zero. Radii that destroy a network
-            in its first steps are often the best ones later.
+        warmup: fraction of training, in [0, 1), over which the radius grows from zero. Radii that slow or trap a
+            network in its first steps are often the best ones later.
         total_steps: T, the number of optimizer steps of the run.
 
     Example:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -334,6 +334,9 @@ class LetsState(State):
     gap: Tensor | None = None
 
 
+S = TypeVar("S", bound=LetsState)
+
+
 def lets_state(method: Method, w: Tensor) -> LetsState:
     """The state before the first step: r = log ρ₀."""
     return LetsState(w, r=torch.tensor(math.log(method.rho), dtype=w.dtype))
@@ -367,7 +370,7 @@ def curvature_along(
     return torch.autograd.grad((first * epsilon).sum(), at)[0]
 
 
-def finish(learning: Learning, state: LetsState, loss: Tensor, grad: Tensor) -> LetsState:
+def finish(learning: Learning, state: S, loss: Tensor, grad: Tensor) -> S:
     """The pending hypergradient, now that L_B' and ∇L_B' at its weights are known, and one Adam update of r.
 
         Δ = L_V − L_B';   dJ/dr = −Δ (S ⊙ d)ᵀ (∇L_V − ∇L_B');   r ← clip(r − η m̂ / (√v̂ + ε))

@@ -9,20 +9,27 @@ Sources:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .reference import (
     Batch,
+    Learning,
+    LetsState,
     Method,
     Optimizer,
     OptimizerState,
+    Pending,
     Trace,
+    curvature_along,
     direction,
+    finish,
     gradient,
+    lets_state,
     optimizer_step,
+    sensitivity,
     warmup_factor,
 )
 
@@ -116,6 +123,58 @@ def sampa_upper_level(
     mixed = (1 - method.lam) * h + method.lam * k
     x, _ = optimizer_step(method.optimizer, state.optimizer, state.x, mixed)
     return (method.descent(x, hyper) - method.descent(x, train)) ** 2 / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampaLetsState(LetsState):
+    """That of LETS, with L_B(y), k = ∇L_B(y), a = ∇A_B(y) of SAMPa's y."""
+
+    loss: Tensor
+    k: Tensor
+    a: Tensor
+
+
+def sampa_lets_state(method: Method, x: Tensor, batch: Batch) -> SampaLetsState:
+    """The state before the first step: y₀ = x₀, r = log ρ₀."""
+    start = sampa_state(method, x, batch)
+    return SampaLetsState(x, r=lets_state(method, x).r, loss=start.loss, k=start.k, a=start.a)
+
+
+def sampa_lets_step(
+    method: Method, learning: Learning, state: SampaLetsState, batch: Batch, next_batch: Batch, hyper: Batch
+) -> tuple[SampaLetsState, Trace]:
+    """One step of SAMPa with the learned radius; see `sampa_step` and `reference.lets_step`.
+
+        next:  finish dJ/dr of the step before with B' = B, at x
+        ρ = exp(r) · min(1, t / (warmup · T));   x̃ = x + ρ u(a);   h = ∇L_B(x̃)
+        x⁺ = Opt(x, q),   q = (1 − λ) h + λ k⁺
+        keep (1 − λ) S(q) ⊙ d, L_V(x⁺), ∇L_V(x⁺);   d = ∂h/∂r, for its secant with ∇L_B(x)
+        same:  finish dJ/dr of this step with B' = B
+
+    Args:
+        method, learning, state: see there.
+        batch, next_batch, hyper: B, whose gradients the state has, B⁺ and V.
+    """
+    x, starts = state.w, state.step % learning.every == 0
+    here, g = gradient(method.descent, x, batch)
+    if state.pending is not None:
+        state = finish(learning, state, here, g)
+    rho = state.r.exp() * warmup_factor(method, state.step)
+    u, norm = direction(method, x, state.a)
+    perturbed_loss, h = gradient(method.descent, x + rho * u, batch)
+    y, _ = optimizer_step(method.optimizer, state.optimizer, x, state.k)
+    loss, k = gradient(method.descent, y, next_batch)
+    _, a = gradient(method.ascent, y, next_batch)
+    mixed = (1 - method.lam) * h + method.lam * k
+    x_next, optimizer = optimizer_step(method.optimizer, state.optimizer, x, mixed)
+    trace = Trace(state.loss, perturbed_loss, norm, rho)
+    if starts:
+        d = curvature_along(method, learning, x, rho * u, g, h, batch)
+        s = (1 - method.lam) * sensitivity(method.optimizer, state.optimizer, x, mixed)
+        state = replace(state, pending=Pending(s * d, *gradient(method.descent, x_next, hyper)))
+        if learning.train_batch == "same":
+            state = finish(learning, state, *gradient(method.descent, x_next, batch))
+    return replace(state, w=x_next, optimizer=optimizer, step=state.step + 1, loss=loss, k=k, a=a), trace
 
 
 def lookahead_step(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from .batchnorm import frozen_statistics
 from .comm import Roles, Tensors
 from .lookahead import innermost
 from .radius import Perturbed
-from .schedule import BACKWARD, Step, StepStats, add, pieces
+from .schedule import BACKWARD, Step, StepStats, add, finite, pieces
 
 
 class Parallel(Step):
@@ -89,21 +90,25 @@ class Parallel(Step):
         if self.roles is None or self.roles.role == 0:
             with self.ball.there(), frozen_statistics(self.norm_layers):
                 perturbed_loss, gradient = self.gradient(batch, radius.needs_graph())
-                radius.on_perturbed(Perturbed(gradient, self.ball.epsilon, list, self.product(batch, gradient)))
+                product = partial(self.product, batch, gradient, 1.0)
+                radius.on_perturbed(Perturbed(gradient, self.ball.epsilon, list, product))
             descent = [perturbed_loss, *(t.detach() for t in gradient)]
         if self.roles is None or self.roles.role == 1:
-            with extrapolation(self.base, self.params, k):
+            lost = self.scaler is not None and not finite(k)  # y is nowhere then, which statistics must not see
+            with extrapolation(self.base, self.params, k), frozen_statistics(self.norm_layers if lost else []):
                 ahead = self.extrapolated(following())
         if self.roles is None:
             descent, ahead = self.averaged(descent), self.averaged(ahead)
         else:
             like = [loss, *self.params]
+            self.cost += (1 + BACKWARD if self.a else 1) if self.roles.role == 0 else 1  # what the other one computed
             descent, ahead = self.roles.exchange(descent or ahead, like, [*like, *self.params] if self.a else like)
         perturbed_loss, *h = descent
         self.keep(ahead)
         mixed = torch._foreach_mul(h, 1 - self.lam)
         torch._foreach_add_(mixed, self.k, alpha=self.lam)
-        self.descend(mixed, h, 1 - self.lam)
+        if not self.descend(mixed, h, 1 - self.lam):
+            self.k = []  # it may have overflowed: the next step starts anew, from y = x
         self.learn(batch, hyper)
         shown = torch.stack(rho).mean() if isinstance(rho, list) else rho
         return StepStats(loss, norm, perturbed_loss, shown, self.cost)
@@ -162,16 +167,16 @@ def extrapolation(base: torch.optim.Optimizer, params: Tensors, gradient: Tensor
         for p in params
         if p in inner.state
     }
-    for p, w, g in zip(params, weights, gradient, strict=True):
-        p.data, p.grad = w.clone(), g
-    inner.step()
-    inner.zero_grad(set_to_none=True)
-    for p in params:
-        if p in before:
-            inner.state[p].update(before[p])
-        else:
-            inner.state.pop(p, None)
     try:
+        for p, w, g in zip(params, weights, gradient, strict=True):
+            p.data, p.grad = w.clone(), g
+        inner.step()
+        inner.zero_grad(set_to_none=True)
+        for p in params:
+            if p in before:
+                inner.state[p].update(before[p])
+            else:
+                inner.state.pop(p, None)
         yield
     finally:
         for p, w in zip(params, weights, strict=True):

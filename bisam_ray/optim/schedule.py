@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .batchnorm import frozen_statistics, tracking_layers
-from .comm import Comm, Solo, Tensors, owned
-from .perturbation import Geometry, Perturbation, dot, global_norm
+from .comm import Comm, Solo, Tensors, laid_out, owned
+from .perturbation import Geometry, Perturbation, Radii, dot, global_norm
 from .radius import LossGradient, Perturbed, RadiusPolicy
 from .sensitivity import sensitivity
 
@@ -95,7 +95,8 @@ class Step:
         self.ball = Perturbation(self.params, geometry, xi, beta, renormalise, exchange)
         self.norm_layers = tracking_layers(model) if model is not None else []
         self.comm = comm or Solo()
-        self.accumulate, self.clip, self.scaler = accumulate, clip, scaler
+        self.accumulate, self.clip = accumulate, clip
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.step, self.cost = 0, 0.0
 
     @torch.enable_grad()
@@ -115,10 +116,15 @@ class Step:
 
     def differentiate(self, value: Tensor, **options: Any) -> Tensors:
         """Gradient by the parameters; with a loss scaler, of the scaled loss and divided by the scale again."""
-        if self.scaler is None:
-            return torch.autograd.grad(value, self.params, **options)
-        found = torch.autograd.grad(self.scaler.scale(value), self.params, **options)
-        return torch._foreach_div(found, self.scaler.scale(value.detach().new_ones((), dtype=torch.float32)))
+        if self.scaler is not None:
+            value, one = self.scaler.scale(value), value.detach().new_ones((), dtype=torch.float32)
+        try:
+            found: Tensors = torch.autograd.grad(value, self.params, **options)
+        except RuntimeError:
+            check_reached(value, self.params)
+            raise
+        found = [laid_out(g, p) for g, p in zip(found, self.params, strict=True)]
+        return found if self.scaler is None else torch._foreach_div(found, self.scaler.scale(one))
 
     def mean(self, loss: Tensor, gradient: Tensors) -> LossGradient:
         """Means over the processes."""
@@ -133,68 +139,69 @@ class Step:
         with frozen_statistics(self.norm_layers):
             return self.mean(*self.gradient(batch))
 
-    def product(self, batch: Any, h: Tensors) -> Callable[[Tensors], Tensors]:
-        """t ↦ ∇²L_B t at the present weights, where h = ∇L_B: twice differentiated, or by a difference."""
-
-        def exact(t: Tensors) -> Tensors:
-            self.cost += HESSIAN_PRODUCT
+    def product(self, batch: Any, h: Tensors, share: float, t: Tensors) -> Tensors:
+        """∇²L_B t at the present weights, where h = ∇L_B: h differentiated once more, or a difference."""
+        assert self.radius is not None
+        if self.radius.needs_graph():
+            self.cost += HESSIAN_PRODUCT * share
             return torch.autograd.grad(h, self.params, t, retain_graph=True)
-
-        @torch.no_grad()
-        def difference(t: Tensors) -> Tensors:
+        with torch.no_grad(), frozen_statistics(self.norm_layers):
             size = global_norm(t)
             small = torch.finfo(size.dtype)
             delta = small.eps**0.5 * (1 + global_norm(self.params)) / size.clamp_min(small.tiny**0.5)
             weights = torch._foreach_clone(self.params)
             torch._foreach_add_(self.params, torch._foreach_mul(t, delta))
             try:
-                _, moved = self.gradient(batch)
+                _, moved = self.gradient(batch, cost=share)
             finally:
                 torch._foreach_copy_(self.params, weights)
             return torch._foreach_div(torch._foreach_sub(moved, h), delta)
 
-        assert self.radius is not None
-        return exact if self.radius.needs_graph() else difference
-
-    def descend(self, gradient: Tensors, h: Tensors | None = None, share: float = 1.0) -> None:
+    def descend(self, gradient: Tensors, h: Tensors | None = None, share: float = 1.0) -> bool:
         """Update by the descent gradient (a mean over the processes).
 
         `gradient` is h itself, or h is `share` of it (SAMPa). It is clipped first, and what the weights answer to a
-        change v of h follows: share · S ⊙ Cv, with C the derivative of the clipping. A gradient that is not finite
-        (under a loss scaler) skips the update and the learning.
+        change v of h follows: share · S ⊙ Cv, with C the derivative of the clipping. Under a loss scaler a gradient
+        that is not finite skips the update and the learning.
+
+        Returns:
+            Whether the update was made.
         """
         norm = factor = None
-        finite = True
         if self.scaler is not None:
-            # unscale_ records what is not finite, and wants gradients times its scale
-            scale = self.scaler.scale(torch.ones((), device=gradient[0].device))
-            self.give(torch._foreach_mul(gradient, scale))
+            # unscale_ records what is not finite, and wants gradients times its scale. The optimizer is not left to
+            # scaler.step: a fused SGD that skips its first step keeps uninitialised memory as its momentum
+            scaled = torch._foreach_mul(gradient, self.scaler.scale(torch.ones((), device=gradient[0].device)))
+            updates = finite(scaled)
+            self.give(scaled)
             self.scaler.unscale_(self.base)
-            finite = bool(global_norm(gradient).isfinite())
+            self.scaler.update()
+            if not updates:
+                self.base.zero_grad(set_to_none=True)
+                return False
         if self.clip is not None:
             norm = global_norm(gradient)
             factor = (self.clip / norm.clamp_min(1e-12)).clamp_max(1.0)
             applied: Tensors = torch._foreach_mul(gradient, factor)
         else:
             applied = gradient
-        if finite:
-            self.give(applied)
+        self.give(applied)
 
         def answer(v: Tensors) -> Tensors:
             if factor is not None and norm is not None:  # along the gradient a clipped one does not change
                 along = torch.where(factor < 1, dot(gradient, v) / norm.square(), 0.0)
-                v = torch._foreach_mul(torch._foreach_sub(v, torch._foreach_mul(gradient, along)), factor)
-            s = sensitivity(self.base, self.params, applied)
-            return [t * (share * each) for t, each in zip(v, s, strict=True)]
+                for t, g in zip(v, gradient, strict=True):
+                    t.addcmul_(g, along, value=-1).mul_(factor)
+            for t, each in zip(v, sensitivity(self.base, self.params, applied), strict=True):
+                t.mul_(share * each)
+            return v
 
-        if finite and self.radius is not None:
+        if self.radius is not None:
             self.radius.on_descent(gradient if h is None else h, answer)
-        if self.scaler is None:
-            self.base.step()
-        else:
-            self.scaler.step(self.base)
-            self.scaler.update()
-        self.base.zero_grad(set_to_none=True)
+        self.base.step()
+        for p in self.params:
+            p.grad = None
+        return True
 
     def give(self, gradient: Tensors) -> None:
         for p, g in zip(self.params, gradient, strict=True):
@@ -210,8 +217,9 @@ class Step:
         loss, h = self.mean(*self.gradient(batch))
         if self.radius is not None:
             self.radius.on_ascent(loss, h, ascends=False)
+        norm = global_norm(h)  # before the update: torch's Nesterov writes to .grad
         self.descend(h)
-        return StepStats(loss, global_norm(h), loss, 0.0, self.cost)
+        return StepStats(loss, norm, loss, 0.0, self.cost)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside weights, base optimizer and radius. Live tensors: save or copy them."""
@@ -311,46 +319,52 @@ class Sequential(Step):
         loss = g = None
         if needs_g := radius.needs_gradient():
             # a learned radius looks at all of ∇L_B(θ) before it says how far to go
-            firsts = [self.ascend(part, ascends, True) for part, _ in parts]
-            loss, g = self.mean(*together((f.loss, f.g, share) for f, (_, share) in zip(firsts, parts, strict=True)))
-            if self.scope == "global":
-                for f in firsts:
-                    f.a, f.averaged = (g, True) if f.a is f.g else (f.a, False)
+            firsts = [self.ascend(part, share, ascends, True) for part, share in parts]
+            loss, g = together((f.loss, f.g, share) for f, (_, share) in zip(firsts, parts, strict=True))
+            if self.comm.world > 1 and self.scope != "global" and g is firsts[0].a:
+                firsts = [replace(firsts[0], a=torch._foreach_clone(g))]  # it climbs its own, not the mean
+            loss, g = self.mean(loss, g)
+            if self.scope == "global" and firsts[0].a is firsts[0].g:
+                firsts = [replace(firsts[0], a=g, averaged=True)]
         rho = radius.on_ascent(loss, g)
         del g  # what is kept of it, the policy keeps: from here on a copy of the parameters is memory to save
         seen = [
-            self.perturb(i, part, share, firsts.pop(0) if needs_g else self.ascend(part, ascends, False), rho)
+            self.perturb(i, part, share, firsts.pop(0) if needs_g else self.ascend(part, share, ascends, False), rho)
             for i, (part, share) in enumerate(parts)
         ]
-        first_losses, norms, *_ = zip(*seen, strict=True)
+        first_losses, norms = [entry[0] for entry in seen], [entry[1] for entry in seen]
         perturbed_loss, h = self.mean(*together(passed for _, _, passed in seen))
         del seen
-        self.descend(h)
+        if not self.descend(h):
+            self.kept = []  # they may have overflowed
         del h
         self.learn(batch, hyper)
         if loss is None:
-            loss = perturbed_loss if None in first_losses else torch.stack(first_losses).sum()
+            known = [value for value in first_losses if value is not None]  # none where the last direction is kept
+            loss = sum(known[1:], start=known[0]) if known else perturbed_loss
         shown = torch.stack(rho).mean() if isinstance(rho, list) else rho
         return StepStats(loss, norms[0], perturbed_loss, shown, self.cost)
 
     @torch.enable_grad()
-    def ascend(self, batch: Any, ascends: bool, needs_g: bool) -> Ascent:
-        """The pass at θ: what is asked for of ∇A_B, ∇L_B, and the derivatives of the first by µ and α."""
+    def ascend(self, batch: Any, part: float, ascends: bool, needs_g: bool) -> Ascent:
+        """The pass at θ: what is asked for of ∇A_B, ∇L_B, and the derivatives of the first by µ and α.
+
+        `part`: the share of the step's examples that these are.
+        """
         found = Ascent()
-        part = batch
         alone = not ascends or self.ascent_fraction < 1  # ∇L_B does not come with ∇A_B then
         if needs_g and alone:
-            found.loss, found.g = self.gradient(batch)
+            found.loss, found.g = self.gradient(batch, cost=part)
         if not ascends:
             return found
         if self.ascent_fraction < 1:
-            part = rows(batch, slice(max(1, round(self.ascent_fraction * length(batch)))))
-        self.cost += self.ascent_fraction
+            batch = rows(batch, slice(max(1, round(self.ascent_fraction * length(batch)))))
+        self.cost += part * self.ascent_fraction
         inner = self.radius.parameters if self.radius is not None else []
         examples = []
         loss: Tensor | None = None
         with frozen_statistics(self.norm_layers) if needs_g and alone else nullcontext():
-            for piece, share in pieces(part, self.accumulate):
+            for piece, share in pieces(batch, self.accumulate):
                 losses = self.evaluate(piece)
                 shared = losses.ascent is losses.descent
                 value = losses.ascent() if callable(losses.ascent) else losses.ascent
@@ -360,13 +374,13 @@ class Sequential(Step):
                 slopes = [list(self.differentiate(s, retain_graph=True)) for s in along]
                 if needs_own:
                     found.g = add(found.g, self.differentiate(losses.descent), share)
-                    self.cost += BACKWARD * share
-                self.cost += BACKWARD * len(slopes) * share
+                    self.cost += BACKWARD * share * part
+                self.cost += BACKWARD * len(slopes) * share * part
                 found.a = add(found.a, a, share)
                 earlier: list[Any] = found.slopes or [None] * len(slopes)
                 found.slopes = [add(t, s, share) for t, s in zip(earlier, slopes, strict=True)]
                 descent = losses.descent.detach()
-                loss = share * descent if loss is None else loss + share * descent
+                loss = part_of(descent, share) if loss is None else loss + share * descent
                 if self.gamma < 1 and losses.examples is not None:
                     with torch.no_grad():
                         examples.append(losses.examples())
@@ -383,31 +397,39 @@ class Sequential(Step):
         """The pass at θ + ε, for one part of the batch: (share of L(θ), ‖a‖, (L(θ + ε), h, share))."""
         radius = self.radius
         assert radius is not None
-        loss = None if first.loss is None else share * first.loss
+        loss = None if first.loss is None else part_of(first.loss, share)
         visited = first.loss is not None  # statistics have moved at θ, where they should
         a = first.a if first.a is not None else self.kept[i]
-        if not first.averaged and self.comm.world > 1 and self.scope != "local":
-            a = owned(a)
-            (self.comm if self.scope == "global" else self.comm.subgroup(self.ranks)).mean_(a)
+        sharing = {"local": 1, "global": self.comm.world}.get(str(self.scope), self.ranks)  # processes
+        if sharing > 1 and not first.averaged:
+            a, first = owned(a), replace(first, slopes=[owned(s) for s in first.slopes])
+            self.comm.subgroup(sharing).mean_([*a, *chain.from_iterable(first.slopes)])
         norm = self.ball.aim(a, rho, seed=self.step)
-        slopes: Callable[[], list[Tensors]] = list
-        if first.slopes:
-            slopes = partial(self.derivatives, a, first.slopes, rho)
+        slopes = partial(self.derivatives, a if first.slopes else (), first.slopes, rho)  # else a stays alive
         if self.every > 1 and self.between == "direction":
-            self.kept[i : i + 1] = [list(a)]
+            self.kept[i : i + 1] = [list(torch._foreach_clone(a))]  # the memory of a may be the policy's, too
         before = first.examples
         del first, a
         with self.ball.there(), frozen_statistics(self.norm_layers) if visited else nullcontext():
             if self.gamma < 1:
                 batch = self.rising(batch, before)
-            perturbed_loss, h = self.gradient(batch, radius.needs_graph(), self.gamma)
-            radius.on_perturbed(Perturbed(h, self.ball.epsilon, slopes, self.product(batch, h)), share)
-        h = [t.detach() for t in h]
+                self.cost += FORWARD * share
+            perturbed_loss, h = self.gradient(batch, radius.needs_graph(), self.gamma * share)
+            shown: Tensors = h
+            if sharing > 1 and getattr(radius, "curvature", None) == "diagonal":  # not linear in h
+                self.comm.subgroup(sharing).mean_(shown := [t.detach().clone() for t in h])
+            product = partial(self.product, batch, h, share)
+            radius.on_perturbed(Perturbed(shown, self.ball.epsilon, slopes, product), share)
+        if radius.needs_graph():
+            h = [t.detach() for t in h]
         if self.every > 1 and self.between == "descent":
-            self.kept[i : i + 1] = [h]
+            self.kept[i : i + 1] = [list(torch._foreach_clone(h))]  # torch's Nesterov writes to .grad
         return loss, norm, (perturbed_loss, h, share)
 
-    def derivatives(self, a: Tensors, slopes: list[Tensors], rho: Tensor | float) -> list[Tensors]:
+    def derivatives(self, a: Tensors, slopes: list[Tensors], rho: Radii) -> list[Tensors]:
+        """∂ε/∂θ_k; zero in a step in between, whose ascent gradient is an earlier one."""
+        if not slopes and self.radius is not None:
+            return [[torch.zeros_like(p) for p in self.params] for _ in self.radius.parameters]
         return [self.ball.derivative(a, slope, rho, self.step) for slope in slopes]
 
     @torch.no_grad()
@@ -420,7 +442,6 @@ class Sequential(Step):
             examples = self.evaluate(piece).examples
             assert examples is not None
             after.append(examples())
-        self.cost += FORWARD
         rise = torch.cat(after) - before
         return rows(batch, rise.topk(max(1, round(self.gamma * len(rise)))).indices)
 
@@ -445,8 +466,28 @@ class Sequential(Step):
         self.kept = [[t.to(p.device) for t, p in zip(k, self.params, strict=True)] for k in state["kept"]]
 
 
+def check_reached(value: Tensor, params: Tensors) -> None:
+    """Refuse parameters that a loss does not depend on; walks through its graph: for when a gradient has failed."""
+    nodes, seen = [value.grad_fn], set()
+    while nodes:
+        if (node := nodes.pop()) is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    reached = {id(value), *(id(getattr(node, "variable", None)) for node in seen)}
+    missed = [f"{i} of shape {tuple(p.shape)}" for i, p in enumerate(params) if id(p) not in reached]
+    if missed:
+        raise ValueError(
+            f"the loss does not depend on every parameter: not on number {', '.join(missed[:3])}"
+            f"{f' and {len(missed) - 3} more' if len(missed) > 3 else ''} (requires_grad_(False), or leave them out)"
+        )
+
+
 def missing_hyper() -> Any:
     raise ValueError("this radius policy learns from held-out data: pass hyper=, a function that draws a batch of it")
+
+
+def finite(tensors: Iterable[Tensor]) -> bool:
+    return bool(torch.stack([t.isfinite().all() for t in tensors]).all())
 
 
 def add(total: Tensors | None, found: Tensors, share: float) -> Tensors:
@@ -457,12 +498,17 @@ def add(total: Tensors | None, found: Tensors, share: float) -> Tensors:
     return found if total is None else torch._foreach_add(total, found)
 
 
+def part_of(value: Tensor, share: float) -> Tensor:
+    """share · value, without an operation where it is the whole."""
+    return value if share == 1 else share * value
+
+
 def together(parts: Iterable[tuple[Any, Any, float]]) -> tuple[Tensor, Tensors]:
     """(loss, gradient) of the whole from those of its parts and their shares."""
     loss: Tensor | None = None
     gradient: Tensors | None = None
     for value, found, share in parts:
-        loss = share * value if loss is None else loss + share * value
+        loss = part_of(value, share) if loss is None else loss + share * value
         gradient = add(gradient, found, share)
     assert loss is not None
     assert gradient is not None

@@ -292,6 +292,8 @@ def how(begin: Mapping[str, Any], searched: Sequence[Run], restarts: int, runs: 
             return f"learned from ρ₀ {', '.join(f'{rho:g}' for rho in starts)}{warm}; {times}"
         case "fixed":
             return f"published ρ {optim['rho']:g}{warm}; {times}"
+        case "scheduled":
+            return f"ρ follows {optim['rho_schedule']}{warm}; {times}"
         case _:
             return f"no radius; {times}"
 

@@ -2,10 +2,10 @@
 
 Format: torch.save of a dict, read with weights_only=True.
 
-    format    1
+    format    2
     config    the resolved configuration (nested dict)
     state     EpochRecord.state(): epoch, model, base optimizer, radius policy (with its pending hypergradient),
-              best weights on val, cost so far
+              the schedule (SAMPa's gradients, a loss scaler), ρ of every step, best weights on val, cost so far
 
 Random numbers and the order of the examples are functions of (seed, step): the epoch is their whole state.
 """
@@ -21,7 +21,7 @@ import torch
 
 from ..config import Config, ConfigError, resolve
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save(path: Path, config: Config, state: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -179,6 +180,7 @@ def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None =
         yield EpochRecord(epoch, metrics, snapshot, evaluated)
     for epoch in range(start + 1, config.train.epochs + 1):
         began, totals = time.perf_counter(), torch.zeros(7, dtype=torch.float64, device=device)
+        counted = torch.zeros_like(totals)
         model.train()
         for step in range((epoch - 1) * epoch_steps, epoch * epoch_steps):
             for group in base.param_groups:
@@ -199,9 +201,13 @@ def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None =
                 stats.grad_norm,
                 *(v if v is not None else 0.0 for v in learning),
             ]
-            totals += torch.stack([torch.as_tensor(v, dtype=totals.dtype, device=device) for v in seen])
-        totals /= epoch_steps
-        synchronise(comm, totals, list(model.buffers()))
+            row = torch.stack([torch.as_tensor(v, dtype=totals.dtype, device=device) for v in seen])
+            if scaler is not None:  # steps that overflowed are in no mean; if all did, it is NaN
+                counted += row.isfinite()
+                row.nan_to_num_(0.0, 0.0, 0.0)
+            totals += row
+        totals /= epoch_steps if scaler is None else counted
+        synchronise(comm, totals, list(model.buffers()), radius)
         means = dict(zip(STEP_METRICS, totals.tolist(), strict=True))
         seconds += time.perf_counter() - began
         if not math.isfinite(means["train/loss"]):
@@ -228,17 +234,22 @@ STEP_METRICS = (
 )  # fmt: skip
 
 
-def synchronise(comm: Comm, totals: Tensor, buffers: list[Tensor]) -> None:
-    """Mean metrics and batch-norm statistics over the processes; with two roles, those of the one that moves them."""
+def synchronise(comm: Comm, totals: Tensor, buffers: list[Tensor], radius: RadiusPolicy | None = None) -> None:
+    """Mean metrics and batch-norm statistics over the processes; with two roles, those of the one that moves them.
+
+    What processes keep of an unfinished hypergradient counts by its mean only, and a checkpoint is of one process.
+    """
     if not isinstance(comm, Roles):
-        comm.mean_([totals, *(b for b in buffers if b.is_floating_point())])
+        pending: list[Tensor] = []
+        if isinstance(radius, LETS) and radius.curved is not None and radius.hyper is not None:
+            pending = [radius.hyper[1], *chain.from_iterable(radius.curved)]
+        comm.mean_([totals, *(b for b in buffers if b.is_floating_point()), *pending])
         return
-    comm.everyone.mean_([totals])
+    # the first pass of role 1 is at other weights, on another batch: metrics are those of role 0
     moved = [b.double() for b in buffers]
-    if moved:
-        _, fresh = comm.exchange(moved if comm.role == 1 else [], [], moved)
-        for buffer, value in zip(buffers, fresh, strict=True):
-            buffer.copy_(value)
+    found, fresh = comm.exchange([totals] if comm.role == 0 else moved, [totals], moved)
+    for buffer, value in zip([totals, *buffers], [*found, *fresh], strict=True):
+        buffer.copy_(value)
 
 
 def losses(optim: Optim, logits: Tensor, y: Tensor, learned: dict[str, Tensor] | None = None) -> Losses:
@@ -347,7 +358,7 @@ def radius_shape(optim: Optim, total_steps: int) -> Callable[[float], float]:
     try:
         return shapes.table(name)
     except ValueError as error:
-        raise ConfigError(f"optim.rho_schedule={name}: {error}") from None
+        raise ConfigError(f"optim.rho_schedule={error}") from None
 
 
 def trained(config: Config, state: dict[str, Any]) -> tuple[nn.Module, Tensor]:

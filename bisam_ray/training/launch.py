@@ -148,6 +148,10 @@ def check_feasible(config: Config) -> None:
     for field, name in (("data.name", config.data.name), ("model.name", config.model.name)):
         if ":" in name:
             load_function(field, name)
+    if config.optim.rho_schedule not in (None, "lr"):
+        from .engine import radius_shape
+
+        radius_shape(config.optim, total_steps=1)
     scale = config.scale
     if config.data.batch_size % scale.workers:
         raise ConfigError(
@@ -162,11 +166,12 @@ def check_feasible(config: Config) -> None:
                 f"for {scale.workers} workers"
             )
     if scale.workers > 1:
-        if not os.environ.get("RAY_ADDRESS"):  # the answer without starting a cluster
-            available = os.cpu_count() or 1
-        else:
+        ray = sys.modules.get("ray")
+        if os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized()):
             connect()
             available = cpus()
+        else:  # the answer without starting a cluster
+            available = os.cpu_count() or 1
         if scale.workers > available:
             raise ConfigError(f"scale.workers={scale.workers}: only {available} CPUs here (nearest: {available})")
 
@@ -226,6 +231,8 @@ class Runner:
 
 def distributed(job: Job, max_failures: int = 2) -> Iterator[Epoch]:
     """One run under a TorchTrainer with `scale.workers` workers; a lost worker restarts from the last checkpoint."""
+    if not job.resume:
+        job.checkpoint.unlink(missing_ok=True)  # workers that are started again continue from what lies there
     connect()
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

@@ -100,11 +100,59 @@ def test_runs_beside_each_other_are_the_runs_alone_and_failures_disturb_nobody(c
 def test_a_trainer_with_two_workers_trains_and_leaves_a_checkpoint(cluster, tmp_path):
     config = resolve(QUICK, {"method": "lets-bisam-tanh", "scale.workers": 2})
     job = launch.Job("pair", config, tmp_path / "pair.pt")
+    job.checkpoint.write_text("of another run: a job that is not to be resumed starts anew")
     epochs = list(launch.launch(job))
     assert [e.epoch for e in epochs] == [1, 2, 3]
     assert epochs[-1].final["final/test_accuracy"] > 0.3
     stored, state = checkpoint.load(job.checkpoint)
     assert (stored, state["epoch"]) == (config, 3)
+
+
+def equal_to_one_process(job):
+    """What the launcher leaves is what this process alone leaves, weights and statistics, from epoch 1's checkpoint."""
+    for record in engine.run(job.config):
+        if record.epoch == 1:
+            checkpoint.save(job.checkpoint, job.config, record.state())
+    epochs = list(launch.launch(job))
+    assert [e.epoch for e in epochs] == [2, 3]
+    _, state = checkpoint.load(job.checkpoint)
+    return state, record.state(), epochs[-1].metrics, record.metrics
+
+
+def test_two_workers_of_sampa_continue_a_run_bit_for_bit(cluster, tmp_path):
+    config = resolve(QUICK, {"method": "sampa", "scale.workers": 2, "model.name": "cnn", "optim.radius": "learned"})
+    found, alone, metrics, expected = equal_to_one_process(launch.Job("roles", config, tmp_path / "r.pt", resume=True))
+    for name, weight in alone["model"].items():
+        assert torch.equal(found["model"][name], weight), name
+    assert torch.equal(found["radii"], alone["radii"])
+    same = metrics.keys() - {"cost/seconds"}
+    assert {k: metrics[k] for k in same} == pytest.approx({k: expected[k] for k in same}, rel=1e-12)
+
+
+@pytest.fixture
+def four_processors(monkeypatch, tmp_path_factory):
+    """A cluster that was there before and says it has four, whatever this machine has."""
+    import ray
+
+    ray.shutdown()
+    monkeypatch.chdir(tmp_path_factory.mktemp("four"))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "cpu_count", lambda: 4)
+        launch.connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_four_workers_of_sampa_on_a_cluster_that_has_them(four_processors, tmp_path):
+    launch.check_feasible(resolve({"scale.workers": 4}))
+    with pytest.raises(ConfigError, match=r"scale\.workers=8: only 4 CPUs"):
+        launch.check_feasible(resolve({"scale.workers": 8}))
+    network = f"{__name__}:plain_network"
+    config = resolve(QUICK, {"method": "sampa-bisam-log", "scale.workers": 4, "model.name": network})
+    found, alone, *_ = equal_to_one_process(launch.Job("four", config, tmp_path / "four.pt", resume=True))
+    for name, weight in alone["model"].items():
+        torch.testing.assert_close(found["model"][name], weight, rtol=1e-3, atol=1e-4)
 
 
 def test_more_workers_than_processors_are_refused():

@@ -1,4 +1,4 @@
-"""The loop: repeatable, resumable, and costing what it says."""
+"""The loop: its records, its checkpoints, and how it fails; what every method keeps to is in tests/contract."""
 
 import copy
 import math
@@ -8,13 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bisam_ray.config import PRESETS, ConfigError, gradients_per_step, resolve
+from bisam_ray.config import PRESETS, ConfigError, resolve
 from bisam_ray.optim.comm import Solo
 from bisam_ray.training import checkpoint, data, engine, launch, models
 
 QUICK = {"model.name": "mlp", "train.epochs": 4, "data.label_noise": 0.2}
-LETS = [{"lets.train_batch": "same"}, {"lets.curvature": "diagonal"}, {"lets.every": 3}, {"lets.gap_ema": 0.5}]
-CASES = [({"method": m}, {}) for m in PRESETS] + [({"method": "lets-bisam-tanh"}, extra) for extra in LETS]
 
 
 def same(a, b):
@@ -31,20 +29,6 @@ def same(a, b):
         assert torch.equal(a, b)
     else:
         assert a == b
-
-
-@pytest.mark.parametrize(("method", "extra"), CASES, ids=str)
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, method, extra):
-    config = resolve(QUICK, method, extra)
-    path = tmp_path / "run.pt"
-    for record in engine.run(config):
-        if record.epoch == 2:
-            checkpoint.save(path, config, record.state())
-    whole = record.state()
-    stored, state = checkpoint.load(path)
-    assert stored == config
-    *_, resumed = engine.run(stored, state=state)
-    same(whole, resumed.state())
 
 
 def test_dropout_masks_are_resumed_and_replayed(monkeypatch):
@@ -65,31 +49,11 @@ def test_dropout_masks_are_resumed_and_replayed(monkeypatch):
     same(plain.state()["model"], zero.state()["model"])
 
 
-@pytest.mark.parametrize("method", ["sam", "asam", "bisam-tanh", "bisam-log"])
-def test_radius_zero_is_the_base_optimizer_bit_for_bit(method):
-    *_, zero = engine.run(resolve(QUICK, {"model.name": "cnn", "method": method, "optim.rho": 0}))
-    *_, plain = engine.run(resolve(QUICK, {"model.name": "cnn", "method": "sgd"}))
-    same(plain.state()["model"], zero.state()["model"])
-
-
-@pytest.mark.parametrize(("method", "extra"), CASES, ids=str)
-def test_the_planned_cost_is_the_counted_cost(method, extra):
-    config = resolve(QUICK, method, extra, {"train.epochs": 2})
-    *_, record = engine.run(config)
-    steps = 1000 // 64 * 2
-    planned = gradients_per_step(config) * steps * 64
-    # a pending hypergradient is paid for in the step after: one step's worth may be open at the end
-    assert planned - 64 * 2 <= record.metrics["cost/gradients"] <= planned + 64 * 3
-
-
-def test_every_method_takes_the_same_number_of_steps_and_learns():
-    tracked = []
-    for method in PRESETS:
-        *_, record = engine.run(resolve(QUICK, {"method": method, "model.name": "cnn", "data.label_noise": 0}))
-        tracked.append(int(record.state()["model"]["1.num_batches_tracked"]))
-        # RAPP moves once in five steps
-        assert record.metrics["val/accuracy"] > (0.5 if "rapp" in method else 0.8), method
-    assert set(tracked) == {15 * 4}  # batch-norm statistics move once a step, whatever the method
+@pytest.mark.parametrize("method", PRESETS)
+def test_every_preset_learns(method):
+    *_, record = engine.run(resolve(QUICK, {"method": method, "model.name": "cnn", "data.label_noise": 0}))
+    # RAPP moves once in five steps
+    assert record.metrics["val/accuracy"] > (0.5 if "rapp" in method else 0.8)
 
 
 def test_metrics_are_those_of_the_readme():
@@ -102,12 +66,6 @@ def test_metrics_are_those_of_the_readme():
     assert set(fixed.metrics) == common
     assert set(learned.metrics) == common | {"lets/hypergradient", "lets/gap"}
     assert all(math.isfinite(v) for v in learned.metrics.values())
-
-
-def test_warm_up_starts_at_zero_and_ends_at_rho():
-    rho = [r.metrics["sam/rho"] for r in engine.run(resolve(QUICK, {"optim.warmup": 0.5, "optim.rho": 0.2}))]
-    assert rho[0] < 0.06
-    assert rho[-1] == pytest.approx(0.2)
 
 
 def test_divergence_is_an_error_of_its_own():
