@@ -93,8 +93,9 @@ class Lets(Section):
     train_batch: Literal["next", "same"] = "next"
     curvature: Literal["secant", "diagonal", "exact", "finite_difference"] = "secant"
     goal: Literal["gap", "validation"] = "gap"
+    """The upper level: ½(L_V − L_B')², as published, or L_V."""
     every: int = Field(1, ge=1)
-    lr: float = Field(0.02, gt=0)
+    lr: float = Field(0.05, gt=0)
     rho_min: float = Field(1e-3, gt=0)
     rho_max: float = Field(1.0, gt=0)
     gap_ema: float = Field(0.0, ge=0, lt=1)
@@ -145,7 +146,8 @@ BISAM: dict[str, dict[str, Any]] = {
     "ramp": {"objective": "ramp", **BOUND},
     "erf": {"objective": "erf", **BOUND},
 }
-LEARNED = {"radius": "learned", "warmup": 0.25}  # a large early radius slows a run, or traps a deep network
+# ρ₀ = .2, a warm-up and lets.lr = .05: benchmarks/lets_study.py
+LEARNED = {"radius": "learned", "rho": 0.2, "warmup": 0.25}  # a large early one slows a run or traps a deep network
 ESAM = {"geometry": "subset", "beta": 0.6, "gamma": 0.5}
 SAMPA = {"schedule": "parallel", "lam": 0.2, "rho": 0.1}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -154,7 +156,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "asam": ASAM,
     **{f"bisam-{phi}": preset for phi, preset in BISAM.items()},
     "lets-sam": {**SAM, **LEARNED},
-    "lets-asam": {**ASAM, **LEARNED},
+    "lets-asam": {**ASAM, **LEARNED, "rho": 2.0},
     **{f"lets-bisam-{phi}": {**preset, **LEARNED} for phi, preset in BISAM.items()},
     "esam": {**SAM, **ESAM},
     "bisam-log-esam": {**BISAM["log"], **ESAM},
@@ -166,6 +168,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "rapp-sam": {**SAM, "wrapper": "rapp"},
     "rapp-bisam-log": {**BISAM["log"], "wrapper": "rapp"},
 }
+LETS_PRESETS: dict[str, dict[str, Any]] = {"lets-asam": {"rho_max": 10.0}}  # its radii are ten times larger
 DATASETS = ("digits",)  # training/data.py
 MODELS = ("cnn", "mlp", "torchvision/NAME", "pytorchcv/NAME")  # training/models.py
 SHAPES = ("cosine", "lr", "theorem")  # training/engine.py
@@ -195,7 +198,7 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     if not isinstance(method, str) or method not in PRESETS:
         raise ConfigError(f"method={method}: unknown{suggest(str(method), PRESETS)}")
     complete: dict[str, Any] = {}
-    merge(complete, {"method": method, "optim": PRESETS[method]})
+    merge(complete, {"method": method, "optim": PRESETS[method], "lets": LETS_PRESETS.get(method, {})})
     merge(complete, merged)
     try:
         config = Config.model_validate(complete)

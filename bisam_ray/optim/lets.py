@@ -89,7 +89,7 @@ class LETS:
         curvature: Curvature = "secant",
         goal: Goal = "gap",
         every: int = 1,
-        lr: float = 0.02,
+        lr: float = 0.05,
         rho_min: float = 1e-3,
         rho_max: float = 1.0,
         gap_ema: float = 0.0,

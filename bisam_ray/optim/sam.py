@@ -165,14 +165,14 @@ class SAM(torch.optim.Optimizer):
     def step(  # type: ignore[override]
         self,
         closure: Closure | None = None,
-        ascent_closure: Closure | None = None,
+        ascent_closure: Callable[[], Any] | None = None,
         hyper_closure: Closure | None = None,
     ) -> Tensor | None:
         """One whole step; returns the loss of `closure` at w + ε. After `first_step`, without arguments: the update.
 
         Args:
             closure: forward, backward, return the loss; called at w (unless ascent_closure is given) and at w + ε.
-            ascent_closure: the same for the ascent objective.
+            ascent_closure: the same for the ascent objective; what it returns is not used.
             hyper_closure: the same as closure on a batch of held-out data, for a learned radius; called after the
                 update, and like closure at w it must not move batch-norm statistics: give `model=`.
         """
@@ -197,25 +197,34 @@ class SAM(torch.optim.Optimizer):
         return loss
 
     def learned_step(
-        self, radius: LETS, closure: Closure, ascent_closure: Closure | None, hyper_closure: Closure | None
+        self,
+        radius: LETS,
+        closure: Closure,
+        ascent_closure: Callable[[], Any] | None,
+        hyper_closure: Closure | None,
     ) -> Tensor:
         """One step with a learned radius."""
         if hyper_closure is None:
             raise RuntimeError("a learned radius needs hyper_closure: the loss and gradient of held-out data")
         params = radius.params
 
-        def gradient(run: Closure, frozen: bool = True) -> LossGradient:
+        def backward(run: Callable[[], Any], frozen: bool = True) -> tuple[Any, list[Tensor]]:
             self.zero_grad()
             with frozen_statistics(self.model) if frozen and self.model is not None else nullcontext():
-                loss = torch.enable_grad()(run)().detach().clone()
+                loss = torch.enable_grad()(run)()
             if all(p.grad is None for p in params):
                 raise RuntimeError("no gradient: every closure must call backward()")
-            radius.comm.mean_([loss])  # of the gradients, DistributedDataParallel has made means
             return loss, [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+
+        def gradient(run: Closure, frozen: bool = True) -> LossGradient:
+            loss, found = backward(run, frozen)
+            loss = loss.detach().clone()
+            radius.comm.mean_([loss])  # of the gradients, DistributedDataParallel has made means
+            return loss, found
 
         first = ascent_closure is None or radius.needs_gradient()
         loss, g = gradient(closure, frozen=False) if first else (None, None)
-        a = g if ascent_closure is None else gradient(ascent_closure, frozen=first)[1]
+        a = g if ascent_closure is None else backward(ascent_closure, frozen=first)[1]
         assert a is not None
         for p, each in zip(params, a, strict=True):
             p.grad = each

@@ -31,7 +31,7 @@ SCHEDULES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "direction": (Sequential, {"every": 2, "between": "direction"}),
     "descent": (Sequential, {"every": 2, "between": "descent"}),
     "part": (Sequential, {"ascent_fraction": 0.5}),
-    "m": (Sequential, {"scope": 2}),
+    "m": (Sequential, {"scope": 4}),
     "parallel": (Parallel, {}),
 }
 RADII: dict[str, Callable[[list[Tensor], torch.optim.Optimizer], Any]] = {

@@ -1,4 +1,4 @@
-"""Every case of this folder, in four gloo processes: `python worker.py FOLDER` leaves what each of them saw there.
+"""Every case of this folder, in four gloo processes: `python worker.py FOLDER` leaves there what each of them saw.
 
 First two worlds of two processes beside each other, which share the cases of that size, then one world of four.
 One process imports everything and forks: the imports are most of the time.

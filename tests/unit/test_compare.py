@@ -101,4 +101,4 @@ def test_replicates_are_paired_across_arms_and_fresh():
     base = compare.plan(arms, {}, {})
     made = [compare.replicated(arm, base[arm.name], ({}, arm.layer, {}, {}), 2, 1) for arm in arms]
     assert {(c.seed, c.data.split_seed, c.data.noise_seed) for c in made} == {(1102, 102, 102)}
-    assert made[2].optim.rho == 0.1  # the second of ρ₀ = .05, .1, .2
+    assert made[2].optim.rho == 0.4  # the second of ρ₀ = .2, .4, .8

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from bisam_ray.optim import LETS, SAM, FixedRadius, Lookahead, Losses, Sequential
+from bisam_ray.optim import LETS, SAM, FixedRadius, Lookahead, Losses, Sequential, lower_bound
 
 X, Y = torch.randn(16, 4, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 3
 
@@ -334,6 +334,33 @@ def learning(model, **lets):
 def learn(opt, model, steps):
     for _ in range(steps):
         opt.step(closure_of(model), hyper_closure=closure_of(model, X.flip(0), Y))
+
+
+@pytest.mark.parametrize("ascent", [False, True])
+@pytest.mark.parametrize("lets", [{}, {"train_batch": "same"}, {"curvature": "diagonal"}, {"every": 2}], ids=str)
+def test_a_learned_radius_is_that_of_sequential(lets, ascent):
+    """Closures and `evaluate` are two ways to say the same step, statistics included."""
+    model, *_ = problem()
+    other = copy.deepcopy(model)
+    opt = learning(model, **lets)
+    base = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+
+    def evaluate(batch):
+        logits = other(batch[0])
+        loss = nn.functional.cross_entropy(logits, batch[1])
+        return Losses(lower_bound(logits, batch[1], "log"), loss) if ascent else Losses(loss, loss)
+
+    def climb():
+        lower_bound(model(X), Y, "log").backward()
+
+    radius = LETS(other.parameters(), base, 0.1, **lets)
+    step = Sequential(other.parameters(), base, evaluate, radius, model=other)
+    for t in range(6):
+        opt.step(closure_of(model), climb if ascent else None, closure_of(model, X.flip(0), Y))
+        step((X, Y), hyper=lambda: (X.flip(0), Y))
+        same(model, other)
+        assert torch.equal(opt.radius.log, radius.log), t
+    assert opt.radius.updates > 1
 
 
 def test_a_learned_radius_is_resumed_with_its_moments_and_its_pending_step():
