@@ -135,6 +135,7 @@ class LETS:
         self.starting = False  # whether the present step begins a hypergradient
         self.gradient: list[Tensor] | None = None  # g = ∇L_B(θ) of this step, until h is known
         self.along: list[list[Tensor]] = []  # d, one for each learned number, until S is known
+        self.sign = -1.0 if curvature == "secant" else 1.0  # the secant keeps −d, in the memory of g
         self.curved: list[list[Tensor]] | None = None  # v = S ⊙ d, until ∇L_B' is known
         self.hyper: tuple[Tensor, Tensor] | None = None  # L_V(θ⁺) and v·∇L_V(θ⁺), likewise
         self.hypergradient: Tensor | None = None
@@ -211,8 +212,7 @@ class LETS:
             return
         if self.curvature == "secant":
             assert self.gradient is not None
-            torch._foreach_sub_(self.gradient, h)  # g − h in the memory of g; the sign follows
-            torch._foreach_neg_(self.gradient)
+            torch._foreach_sub_(self.gradient, h)
             self.along, self.gradient = [self.gradient], None
         self.curved, self.along = [list(sensitivity(d)) for d in self.along], []
 
@@ -234,35 +234,39 @@ class LETS:
         assert self.hyper is not None
         assert self.curved is not None
         hyper_loss, along = self.hyper
-        self.updates += 1
-        self.gap = hyper_loss - loss
-        learned = self.log, self.moment, self.moment2, self.mean_gap
-        before = [t.clone() for t in learned]
-        if gradient is None:
-            self.comm.mean_([along])
-            g = -along
-        else:
+        self.gap = gap = hyper_loss - loss
+        if gradient is not None:
             # losses and gradients are means over the processes already; v may be each process's own
             along = along - torch.stack([dot(v, gradient) for v in self.curved])
-            self.comm.mean_([along])
-            gap = self.gap
+        self.comm.mean_([along])
+        self.curved = self.hyper = None
+        before = self.log, self.moment, self.moment2, self.mean_gap
+        kept = None
+        if gap.device.type != "cpu":  # nobody waits for the device
+            kept = [t.clone() for t in before]
+        elif not all(map(math.isfinite, (float(gap), *along.tolist()))):
+            return  # an overflow, under a loss scaler, teaches nothing
+        self.updates += 1
+        if gradient is None:
+            g = along * -self.sign
+        else:
             if self.gap_ema:
                 self.mean_gap.lerp_(gap, 1 - self.gap_ema)
                 gap = self.mean_gap / (1 - self.gap_ema**self.updates)
-            g = -gap * along
-        self.slope = g
-        self.hypergradient = g[: self.radii].sum()
-        beta1, beta2, tiny = 0.9, 0.999, 1e-12  # a tiny ε: the hypergradient's scale says nothing, its sign does
+            g = gap * along * -self.sign
+        self.slope, self.hypergradient = g, g[: self.radii].sum()
+        # Adam, r ← r − η m̂ / (√v̂ + ε), in few kernels; a tiny ε: the scale of g says nothing, its sign does
+        beta1, beta2, tiny = 0.9, 0.999, 1e-12
         self.moment.lerp_(g, 1 - beta1)
         self.moment2.lerp_(g * g, 1 - beta2)
-        mean = self.moment / (1 - beta1**self.updates)
-        rms = (self.moment2 / (1 - beta2**self.updates)).sqrt()
-        self.log.sub_(self.lr * mean / (rms + tiny))
-        torch.minimum(torch.maximum(self.log, self.log_min), self.log_max, out=self.log)
-        known = g.isfinite().all()  # an overflow, under a loss scaler, teaches nothing
-        for now, then in zip(learned, before, strict=True):
-            now.copy_(torch.where(known, now, then))
-        self.curved = self.hyper = None
+        correction = math.sqrt(1 - beta2**self.updates)
+        rate = self.lr * correction / (1 - beta1**self.updates)
+        self.log.addcdiv_(self.moment, self.moment2.sqrt().add_(tiny * correction), value=-rate)
+        torch.clamp(self.log, self.log_min, self.log_max, out=self.log)
+        if kept is not None:
+            known = g.isfinite().all()
+            for now, then in zip(before, kept, strict=True):
+                now.copy_(torch.where(known, now, then))
         if self.names:
             self.expose()
 
