@@ -318,6 +318,8 @@ def contradictions(config: Config) -> None:
         )
     if (lets.learn and not bound) or ("alpha" in lets.learn and optim.objective not in ALPHA):
         raise ConfigError(f"lets.learn={', '.join(lets.learn)}: objective {optim.objective} does not have them all")
+    if lets.curvature == "exact" and scale.precision == "float16":
+        raise ConfigError("lets.curvature=exact: second derivatives overflow in float16 (scale.precision=bfloat16)")
     if lets.curvature == "exact" and scale.compile:
         raise ConfigError("lets.curvature=exact: a compiled network cannot be differentiated twice (scale.compile)")
 

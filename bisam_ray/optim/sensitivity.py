@@ -52,9 +52,12 @@ def sensitivity(
         return [share * s for s in sensitivity(base.base, params, h)]
     known(base)
     rule = sgd if isinstance(base, torch.optim.SGD) else adam
-    decoupled = isinstance(base, torch.optim.AdamW)
-    groups = {p: {"decoupled_weight_decay": decoupled, **group} for group in base.param_groups for p in group["params"]}
-    return [rule(base.state.get(p, {}), groups[p], w, g) for p, w, g in zip(params, weights or params, h, strict=True)]
+    decoupled = isinstance(base, torch.optim.AdamW) or base.param_groups[0].get("decoupled_weight_decay", False)
+    groups = {p: group for group in base.param_groups for p in group["params"]}
+    return [
+        rule(base.state.get(p, {}), groups[p], decoupled, w, g)
+        for p, w, g in zip(params, weights or params, h, strict=True)
+    ]
 
 
 def known(base: torch.optim.Optimizer) -> None:
@@ -73,7 +76,7 @@ def known(base: torch.optim.Optimizer) -> None:
         )
 
 
-def sgd(state: dict[str, Any], group: dict[str, Any], w: Tensor, h: Tensor) -> float:
+def sgd(state: dict[str, Any], group: dict[str, Any], decoupled: bool, w: Tensor, h: Tensor) -> float:
     eta, m = float(group["lr"]), group["momentum"]
     if group["nesterov"]:
         return eta * (1 + m)
@@ -81,10 +84,10 @@ def sgd(state: dict[str, Any], group: dict[str, Any], w: Tensor, h: Tensor) -> f
     return eta if first else eta * (1 - group["dampening"])
 
 
-def adam(state: dict[str, Any], group: dict[str, Any], w: Tensor, h: Tensor) -> Tensor:
+def adam(state: dict[str, Any], group: dict[str, Any], decoupled: bool, w: Tensor, h: Tensor) -> Tensor:
     (beta1, beta2), eps, wd = group["betas"], group["eps"], group["weight_decay"]
     t = float(state["step"]) + 1 if state else 1.0
-    q = h if group["decoupled_weight_decay"] or wd == 0 else h + wd * w
+    q = h if decoupled or wd == 0 else h + wd * w
     m = torch.lerp(state["exp_avg"], q, 1 - beta1) if state else (1 - beta1) * q
     v = torch.lerp(state["exp_avg_sq"], q * q, 1 - beta2) if state else (1 - beta2) * q * q
     c1, c2 = 1 - beta1**t, 1 - beta2**t

@@ -88,6 +88,7 @@ STARTS = [
     {},
     {"optim.radius": "learned"},
     {"optim.radius": "learned", "lets.curvature": "exact", "optim.objective": "tanh"},
+    {"optim.radius": "learned", "lets.curvature": "finite_difference", "optim.objective": "tanh"},
 ]
 
 
