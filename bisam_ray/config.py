@@ -177,7 +177,7 @@ ASCENT_ONLY = (
     "rho", "mu", "alpha", "radius", "rho_schedule", "warmup", "geometry", "beta", "gamma", "renormalise", "schedule",
     "lam", "every", "between", "ascent_fraction", "perturbation_scope",
 )  # fmt: skip
-BACKWARD, HESSIAN_PRODUCT = 2 / 3, 2.0  # of a gradient's cost; optim/schedule.py counts by the same numbers
+BACKWARD, HESSIAN_PRODUCT = 2 / 3, 2.0  # of a gradient's cost; optim/step.py counts by the same numbers
 SHORTHANDS = {"data": "data.name", "model": "model.name"}
 
 

@@ -8,7 +8,8 @@ from .perturbation import Perturbation
 from .radius import FixedRadius, FollowsLR, RadiusPolicy, ScheduledRadius
 from .sam import SAM
 from .sampa import Parallel
-from .schedule import Losses, Sequential, StepStats
+from .schedule import Sequential
+from .step import Losses, StepStats
 
 __all__ = [
     "LETS",

@@ -28,7 +28,7 @@ from .batchnorm import frozen_statistics
 from .comm import Roles, Tensors
 from .lookahead import innermost
 from .radius import Perturbed
-from .schedule import BACKWARD, Step, StepStats, add, finite, pieces
+from .step import BACKWARD, Step, StepStats, add, finite, pieces
 
 
 class Parallel(Step):

@@ -33,7 +33,8 @@ from ..optim.lookahead import RAPP, Lookahead
 from ..optim.losses import cross_entropy, lower_bound
 from ..optim.radius import FixedRadius, FollowsLR, RadiusPolicy, ScheduledRadius
 from ..optim.sampa import Parallel
-from ..optim.schedule import Losses, Sequential
+from ..optim.schedule import Sequential
+from ..optim.step import Losses
 from . import data, models
 from .plugins import load_function
 

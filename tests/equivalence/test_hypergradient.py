@@ -22,7 +22,7 @@ from bisam_ray.optim import LETS, RAPP, FixedRadius, Lookahead, Sequential
 from bisam_ray.optim import reference as ref
 from bisam_ray.optim import reference_schedules as schedules
 from bisam_ray.optim.sampa import Parallel
-from bisam_ray.optim.schedule import Step
+from bisam_ray.optim.step import Step
 
 from .network import BASES, METHODS, Batch, Evaluation, batches, flat, network, oracle
 

@@ -18,8 +18,8 @@ from bisam_ray.optim import reference as ref
 from bisam_ray.optim import reference_schedules as schedules
 from bisam_ray.optim.radius import RadiusPolicy
 from bisam_ray.optim.sampa import Parallel
-from bisam_ray.optim.schedule import Step, StepStats
 from bisam_ray.optim.shapes import cosine, table, write_table
+from bisam_ray.optim.step import Step, StepStats
 
 from .network import BASES, METHODS, STEPS, Batch, Evaluation, batches, check, flat, network, oracle, same, same_tiny
 
