@@ -6,18 +6,20 @@ mapping of dotted keys or as keyword arguments for plain names (`method`, `seed`
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Config, ConfigError, gradients_per_step, load, merge, resolve
-from .progress import Progress
+from .progress import Progress, clock
 from .results import Comparison, SearchResult, TrainResult
 from .study import storage as stores
 from .study.ledger import read
-from .study.spaces import Space
+from .study.request import Request, digest, refuse_changes, refuse_searched
+from .study.sampler import GRID
+from .study.settings import UNBOUNDED, Settings
 from .study.spaces import read as read_space
 from .training import launch
 from .training.launch import Job
@@ -25,6 +27,7 @@ from .training.launch import Job
 if TYPE_CHECKING:
     from .study.compare import Summary
 
+DEFAULT = ("bisam_tanh",)  # what compare searches
 Layer = Mapping[str, Any]
 Source = str | Path | Layer
 
@@ -112,49 +115,115 @@ def latest(root: Path, config: Config) -> Path | None:
 
 
 def search(
-    space: str | Path,
+    space: str | Path | None = None,
     config: Source | Sequence[Source] | None = None,
     overrides: Layer | None = None,
     *,
-    trials: int = 16,
     study: str | None = None,
     storage: str = "./runs",
-    concurrency: int | None = None,
-    seed: int = 0,
+    resume: bool = False,
+    allow_change: bool = False,
+    replay: str | None = None,
     quiet: bool = True,
+    **settings: Any,
 ) -> SearchResult:
-    """Search a space by Ray Tune, Optuna (TPE) and ASHA.
+    """Search a space by Ray Tune and Optuna, stopping poor trials early.
 
     Args:
-        space: a file, or the name of a space that ships with the package (rho, bisam_tanh, bisam_log).
+        space: a file, the name of a space that ships with the package (rho, bisam_tanh, …), or `module:function`.
         config, overrides: see `train`.
-        trials: how many.
         study: its name; by default the space's name and a digest.
-        concurrency: trials at once; 1 makes the search repeat decision by decision.
-        seed: of the sampler.
+        storage: root directory.
+        resume: go on with the study: unfinished trials first, then more of them if the budget is larger now. What is
+            not given is as it was.
+        allow_change: go on even if the space, the configuration or what decides a search differ from what was.
+        replay: a study whose recorded curves answer in place of training; see study/replay.py.
+        quiet: no progress line.
+        **settings: trials, sampler, scheduler, …: see study/settings.py.
 
     Raises:
         ConfigError: bad input.
     """
-    positive("--trials", trials)
-    found, files, given = read_space(space), layers(config), dict(overrides or {})
-    refuse_searched([found], given)
-    resolved = resolve(files, found.fix, given, {key: domain.ends()[0] for key, domain in found.search.items()})
-    launch.check_feasible(resolved)
     root = stores.root(storage)
-    directory = stores.create(root, study or f"{found.name}-{digest(files, given, found.model_dump())}")
-    from .study import search as searching
+    source = read(stores.existing(root, replay)) if replay else None
+    found, files, given = read_space(space) if space else None, layers(config), dict(overrides or {})
+    if resume:
+        name = study or Request.of(found, files, given, settings).name
+        directory = stores.existing(root, study) if study else stores.newest(root, name, "search")
+        asked = Request.again(read(directory), found, files, given, settings, allow_change)
+    else:
+        asked = Request.of(found, files, given, settings, like=source)
+        directory = None
+    if source is None:
+        launch.check_feasible(asked.example, asked.settings.folds)
+    directory = directory or stores.create(root, study or (f"replay-{asked.name}" if replay else asked.name))
+    from .study import replay as replaying
+    from .study import tuning
+    from .study.search import Search, confirm
     from .study.session import session
 
-    header = {"space": [found.model_dump(exclude_none=True)], "protocol": {"trials": trials, "seed": seed}}
-    with Progress(quiet=quiet) as progress, session(directory, "search", resolved, **header) as driver:
-        progress.phase(0.55 * trials * gradients_per_step(resolved) * resolved.train.epochs)
-        searching.search(driver, found, (files, given), trials, seed, progress, f"{found.name} searched", concurrency)
+    parts = (asked.space, (asked.files, asked.overrides), asked.settings)
+    with (
+        Progress(quiet=quiet) as progress,
+        session(directory, "search", asked.example, source is None, **asked.header()) as driver,
+    ):
+        progress.say(f"study {directory.name}")
+        if source is not None:
+            curves = replaying.Curves.of(source, asked.space)
+            at_once = asked.settings.concurrency or replaying.AT_ONCE
+            replaying.replay(Search(driver, *parts, progress, asked.arm, at_once), curves)
+        else:
+            confirm(tuning.search(driver, *parts, progress, asked.arm))
+        progress.update("writing the report")
+        render(directory, driver if source is None else None)
     return SearchResult(read(directory))
 
 
+def estimate(
+    space: str | Path,
+    config: Source | Sequence[Source] | None = None,
+    overrides: Layer | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """What a search would cost, from a few measured steps, without making it: trials, gradients, hours.
+
+    Returns:
+        trials, reach [(epoch, trials that probably come so far)], at_once, gradients and most_gradients (gradient
+        evaluations × examples, re-runs of the best included), hours; and `told`, the same in lines of text.
+    """
+    asked = Request.of(read_space(space), layers(config), dict(overrides or {}), settings)
+    launch.check_feasible(asked.example, asked.settings.folds)
+    how, epochs = asked.settings, asked.example.train.epochs
+    trials = min(how.most, len(asked.space.grid(GRID)) if how.sampler == "grid" else how.most)
+    if trials >= UNBOUNDED:
+        raise ConfigError("--dry-run: give --trials; a budget of gradients or hours needs no estimate")
+    found, measured = how.forecast(epochs, trials), launch.measure(asked.example)
+    steps = epochs * measured.steps_per_epoch * how.folds
+    again = 0 if how.several else min(how.confirm, trials) * how.replicates / how.folds
+    at_once = how.concurrency or max(1, (os.cpu_count() or 1) // max(asked.example.scale.threads, 1))
+    each = gradients_per_step(asked.example) * asked.example.data.batch_size * steps
+    hours = (found.cost + again) * steps * measured.seconds_per_step / at_once / 3600
+    stages = ", ".join(f"{count:.0f} to epoch {epoch}" for epoch, count in found.reach)
+    told = [
+        f"{trials} trials of {epochs} epochs, probably {stages}",
+        f"gradients × examples: about {(found.cost + again) * each:.3g}, at most {(found.most + again) * each:.3g}",
+        f"time: about {clock(3600 * hours)} with {at_once} at once ({1000 * measured.seconds_per_step:.2g} ms a step)",
+    ]
+    if again:
+        told.insert(1, f"then the best {min(how.confirm, trials)} again, on {how.replicates} fresh draws each")
+    return {
+        "trials": trials,
+        "reach": found.reach,
+        "at_once": at_once,
+        "gradients": (found.cost + again) * each,
+        "most_gradients": (found.most + again) * each,
+        "hours": hours,
+        "told": told,
+    }
+
+
 def compare(
-    spaces: Sequence[str | Path] = ("bisam_tanh",),
+    spaces: Sequence[str | Path] = (),
     config: Source | Sequence[Source] | None = None,
     overrides: Layer | None = None,
     *,
@@ -163,9 +232,11 @@ def compare(
     also: Sequence[str] = (),
     study: str | None = None,
     storage: str = "./runs",
-    concurrency: int | None = None,
+    resume: bool = False,
+    allow_change: bool = False,
     quiet: bool = True,
     retrain_workers: int = 0,
+    **settings: Any,
 ) -> Comparison:
     """Fixed against searched against learned radius, at equal cost; the protocol stands in study/compare.py.
 
@@ -176,15 +247,17 @@ def compare(
         seeds: replicates.
         also: further methods, e.g. "lets-sam".
         study: its name; by default of the spaces and a digest.
-        concurrency: runs at once; by default one per processor.
+        resume: go on with the study, with more trials or seeds if they are more now.
+        allow_change: go on even if spaces or configuration differ from what was.
         retrain_workers: > 0: train the winner once more, data-parallel over so many workers, and log its model.
+        **settings: of the searches, see study/settings.py; concurrency counts for all runs.
 
     Raises:
         ConfigError: bad input.
     """
-    positive("--trials", trials)
     positive("--seeds", seeds)
-    found, files, given = [read_space(space) for space in spaces], layers(config), dict(overrides or {})
+    how = Settings(**{"trials": trials, "confirm": 0, **settings})  # replicates confirm what was found
+    found, files, given = [read_space(space) for space in spaces or DEFAULT], layers(config), dict(overrides or {})
     refuse_searched(found, given)
     from .study import compare as comparing
     from .study.session import session
@@ -193,17 +266,33 @@ def compare(
     for resolved in base.values():
         launch.check_feasible(resolved)
     root = stores.root(storage)
-    names = "-".join(space.name for space in found) or "compare"
-    directory = stores.create(root, study or f"{names}-{digest(files, given, [s.model_dump() for s in found])}")
     shared = next(iter(base.values()))
-    header = {
-        "space": [space.model_dump(exclude_none=True) for space in found],
-        "protocol": {"trials": trials, "replicates": seeds, "text": comparing.__doc__},
+    header: dict[str, Any] = {
+        "space": [space.model_dump(mode="json", exclude_none=True) for space in found],
+        "layers": [files, given],
+        "protocol": {
+            "trials": trials,
+            "replicates": seeds,
+            "also": list(also),
+            "settings": how.for_epochs(shared.train.epochs).recorded(shared.train.epochs),
+            "text": comparing.__doc__,
+        },
     }
+    names = "-".join(space.name for space in found)
+    name = study or f"{names}-{digest(files, given, header['space'])}"
+    if resume:
+        directory = stores.existing(root, name) if study else stores.newest(root, name, "compare")
+        before = read(directory).header
+        if not allow_change:
+            same = ("space", "layers")
+            now = json.loads(json.dumps(header, default=str))
+            refuse_changes(directory.name, {k: before.get(k) for k in same}, {k: now[k] for k in same})
+    else:
+        directory = stores.create(root, name)
     try:
         with Progress(quiet=quiet) as progress, session(directory, "compare", shared, **header) as driver:
             progress.say(f"study {directory.name}")
-            outcome = comparing.compare(driver, found, files, given, trials, seeds, progress, also, concurrency)
+            outcome = comparing.compare(driver, found, files, given, how, seeds, progress, also)
             if outcome is not None and retrain_workers:
                 retrain(driver, outcome, retrain_workers, progress)
             progress.update("writing the report")
@@ -220,7 +309,7 @@ def planned(
     """Every arm's configuration, before a search fills in its values."""
     from .study import compare as comparing
 
-    arms = comparing.arms_of([read_space(space) for space in spaces], also)
+    arms = comparing.arms_of([read_space(space) for space in spaces or DEFAULT], also)
     plan = comparing.plan(arms, layers(config), overrides)
     return {name: resolved.model_dump(exclude_none=True) for name, resolved in plan.items()}
 
@@ -247,7 +336,7 @@ def render(directory: Path, driver: Any = None) -> Path:
     from .study.report import render as render_report
 
     study = read(directory)
-    path = render_report(study, summarize(study))
+    path = render_report(study, summarize(study) if study.header.get("kind") == "compare" else None)
     if driver is not None:
         driver.artifact("report", path)
         driver.artifact("figures", path.parent / "figures")
@@ -304,6 +393,8 @@ def export_radius(checkpoint: str | Path, path: str | Path) -> dict[str, Any]:
     config, state = checkpoints.load(Path(checkpoint))
     if config.optim.rho is None:
         raise ConfigError(f"{checkpoint}: method {config.method} has no radius")
+    if "folds" in state:
+        raise ConfigError(f"{checkpoint}: holds {len(state['folds'])} folds, each with a radius of its own")
     radii = state["radii"].tolist()
     made = len(radii) * state["epoch"] // config.train.epochs
     path = Path(path)
@@ -312,25 +403,6 @@ def export_radius(checkpoint: str | Path, path: str | Path) -> dict[str, Any]:
     return {"checkpoint": str(checkpoint), "table": str(path), "steps": made, "rho_final": radii[made - 1]}
 
 
-def refuse_searched(spaces: Sequence[Space], given: Layer) -> None:
-    """An override of what is searched would silently do nothing, or undo the search."""
-    flat: dict[str, Any] = {}
-    merge(flat, given)
-    paths = {
-        f"{s}.{k}" if isinstance(v, dict) else s for s, v in flat.items() for k in (v if isinstance(v, dict) else [0])
-    }
-    for space in spaces:
-        for key in space.search:
-            if key in paths:
-                raise ConfigError(
-                    f"{key}: is searched by space {space.name}; leave the override out, or use another space"
-                )
-
-
 def positive(option: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{option} {value}: must be at least 1")
-
-
-def digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]

@@ -11,7 +11,6 @@ import math
 import os
 import signal
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,9 +108,10 @@ def printed(*layers: Any) -> tuple[Any, str]:
 @click.option("--seeds", default=3, show_default=True, help="Replicates.")
 @click.option("--trials", default=16, show_default=True, help="Trials of the search.")
 @click.option("--study", help="Name of the study.  [default: demo]")
-def demo(storage: str, quiet: bool, seeds: int, trials: int, study: str | None) -> tuple[Any, str]:
+@click.option("--resume", is_flag=True, help="Go on with one that was interrupted.")
+def demo(storage: str, quiet: bool, seeds: int, trials: int, study: str | None, resume: bool) -> tuple[Any, str]:
     """The whole thing on data that ships with a dependency: search, learn, compare. Three minutes on 2 cores."""
-    from . import api
+    from . import api, terminal
 
     if not quiet:
         click.echo(
@@ -126,10 +126,11 @@ def demo(storage: str, quiet: bool, seeds: int, trials: int, study: str | None) 
         also=["lets-sam"],
         study=study or "demo",
         storage=storage,
+        resume=resume,
         quiet=quiet,
         retrain_workers=min(2, os.cpu_count() or 1),
     )
-    return result.summary(), told(result)
+    return result.summary(), terminal.comparison(result)
 
 
 DEMO = {"data": {"name": "digits", "label_noise": 0.4}, "model": {"name": "cnn"}, "train": {"epochs": 16}}
@@ -156,40 +157,98 @@ def train(storage: str, quiet: bool, config: tuple, words: tuple, print_config: 
     )
 
 
+def searched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How a search is made: study/settings.py names what is not given."""
+    for option in reversed(
+        (
+            click.option("--trials", type=int, help="At most so many.  [default: 16]"),
+            click.option("--gradients", type=float, help="Begin no trial after so many gradients × examples."),
+            click.option("--hours", type=float, help="Begin no trial after so many hours."),
+            click.option("--sampler", help="tpe, gp, cmaes, qmc, random, nsga2 or grid.  [default: tpe]"),
+            click.option("--scheduler", help="asha, median, hyperband or none.  [default: asha]"),
+            click.option("--grace", type=int, help="Epochs before a trial may be stopped.  [default: a quarter]"),
+            click.option("--reduction", type=float, help="One trial in so many goes on from a rung.  [default: 3]"),
+            click.option("--controls", type=int, help="Trials that are never stopped.  [default: an eighth]"),
+            click.option("--objectives", help="accuracy, or accuracy,cost (a front).  [default: accuracy]"),
+            click.option("--folds", type=int, help="Cross-validate every trial over so many splits.  [default: 1]"),
+            click.option("--confirm", type=int, help="Run the best so many again on fresh draws.  [default: 3]"),
+            click.option("--replicates", type=int, help="Fresh draws for each of them.  [default: 3]"),
+            click.option("--retries", type=int, help="Of a trial whose process died.  [default: 1]"),
+            click.option("--seed", type=int, help="Of the sampler.  [default: 0]"),
+        )
+    ):
+        function = option(function)
+    return lasting(function)
+
+
+def lasting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A study has a name, and can be gone on with."""
+    for option in (
+        click.option("--concurrency", type=int, help="Runs at once; 1: repeats decision by decision.  [default: all]"),
+        click.option("--allow-change", is_flag=True, help="Resume although the space or configuration changed."),
+        click.option("--resume", is_flag=True, help="Go on with the study; also to add trials or seeds to it."),
+        click.option("--study", help="Name of the study.  [default: of the space, and a digest]"),
+    ):
+        function = option(function)
+    return function
+
+
 @verb
-@click.argument("space")
-@configured
-@click.option("--trials", default=16, show_default=True, help="How many.")
-@click.option("--study", help="Name of the study.  [default: the space's name and a digest]")
-@click.option("--concurrency", type=click.IntRange(1), help="Trials at once; 1 repeats decision by decision.")
+@click.argument("arguments", nargs=-1, metavar="[SPACE] [KEY=VALUE]...")
+@click.option("-c", "--config", multiple=True, metavar="FILE", help="YAML; later files win.")
+@click.option("--print-config", is_flag=True, help="Print a trial's resolved configuration and stop.")
+@click.option("--dry-run", is_flag=True, help="Tell trials, gradients and hours, and stop.")
+@click.option("--replay", metavar="STUDY", help="Recorded curves answer instead of training: try settings in seconds.")
+@searched
 def search(
     storage: str,
     quiet: bool,
-    space: str,
+    arguments: tuple,
     config: tuple,
-    words: tuple,
     print_config: bool,
-    trials: int,
+    dry_run: bool,
     study: str | None,
-    concurrency: int | None,
+    resume: bool,
+    allow_change: bool,
+    replay: str | None,
+    objectives: str | None,
+    **settings: Any,
 ) -> tuple[Any, str]:
-    """Search a space (rho, bisam_tanh, bisam_log, or your own file) by Optuna and ASHA."""
-    from . import api
+    """Search a space (rho, bisam_tanh, …, your own file or module:function) by Optuna and ASHA."""
+    from . import api, terminal
     from .config import overrides
     from .study.spaces import read
 
-    given = overrides(words)
+    names = [word for word in arguments if "=" not in word]
+    if len(names) > 1:
+        raise ConfigError(f"{names[1]}: one space only (compare takes several); overrides are key=value")
+    space, given = (names[0] if names else ""), overrides(word for word in arguments if "=" in word)
+    if not space and (dry_run or print_config or not (replay or (resume and study))):
+        raise ConfigError("SPACE: missing; for instance rho (bisam-ray space check rho), or --resume --study NAME")
     if print_config:
-        return printed(api.layers(config), read(space).fix, given)
+        found = read(space)
+        return printed(api.layers(config), found.fix, found.example(), given)
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if objectives:
+        settings["objectives"] = tuple(part.strip() for part in objectives.split(","))
+        if len(settings["objectives"]) > 1:
+            settings.setdefault("scheduler", "none")
+    if dry_run:
+        estimate = api.estimate(space, config, given, **settings)
+        return estimate, "\n".join(estimate["told"])
     result = api.search(
-        space, config, given, trials=trials, study=study, storage=storage, concurrency=concurrency, quiet=quiet
+        space or None,
+        config,
+        given,
+        study=study,
+        storage=storage,
+        resume=resume,
+        allow_change=allow_change,
+        replay=replay,
+        quiet=quiet,
+        **settings,
     )
-    found = result.summary()
-    text = "{study}: {trials} trials, {completed} completed, {pruned} pruned, {failed} failed".format(**found)
-    if result.best is not None:
-        values = "  ".join(f"{k}={v:.4g}" for k, v in result.best.begin["suggested"].items())
-        text += f"\nbest val {found['best']['val_accuracy']:.1%} with {values}"
-    return found, text
+    return result.summary(), terminal.search(result)
 
 
 @verb
@@ -199,8 +258,7 @@ def search(
 @click.option("--trials", default=16, show_default=True, help="Trials per search.")
 @click.option("--print-config", is_flag=True, help="Print every arm's configuration and stop.")
 @click.option("--also", multiple=True, metavar="METHOD", help="Further methods, e.g. lets-sam.")
-@click.option("--study", help="Name of the study.  [default: the spaces' names and a digest]")
-@click.option("--concurrency", type=click.IntRange(1), help="Runs at once.")
+@lasting
 def compare(
     storage: str,
     quiet: bool,
@@ -211,16 +269,18 @@ def compare(
     print_config: bool,
     also: tuple,
     study: str | None,
+    resume: bool,
+    allow_change: bool,
     concurrency: int | None,
 ) -> tuple[Any, str]:
     """Fixed against searched against learned radius, at equal cost."""
-    from . import api
+    from . import api, terminal
     from .config import PRESETS, overrides, suggest
 
     for method in also:
         if method not in PRESETS:
             raise ConfigError(f"--also {method}: unknown method{suggest(method, PRESETS)}")
-    spaces = [a for a in arguments if "=" not in a] or ["bisam_tanh"]
+    spaces = [a for a in arguments if "=" not in a]
     given = overrides(a for a in arguments if "=" in a)
     if print_config:
         arms = api.planned(spaces, config, given, also)
@@ -234,10 +294,12 @@ def compare(
         also=also,
         study=study,
         storage=storage,
+        resume=resume,
+        allow_change=allow_change,
         concurrency=concurrency,
         quiet=quiet,
     )
-    return result.summary(), told(result)
+    return result.summary(), terminal.comparison(result)
 
 
 @verb
@@ -275,20 +337,38 @@ def radius(storage: str, quiet: bool, checkpoint: str, table: str) -> tuple[Any,
 
 
 @verb
-def studies(storage: str, quiet: bool) -> tuple[Any, str]:
-    """All studies of a storage."""
+@click.option("--clean", is_flag=True, help="Show what nobody needs any more; with --yes, remove it.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def studies(storage: str, quiet: bool, clean: bool, yes: bool) -> tuple[Any, str]:
+    """All studies of a storage: runs, size, state, the best so far."""
+    from . import terminal
+    from .study import housekeeping as house
     from .study import storage as stores
-    from .study.ledger import read
 
-    rows = []
-    for directory in stores.studies(Path(storage).expanduser().resolve()):
-        study = read(directory)
-        ended = study.finish["outcome"] if study.finish else "running or killed"
-        rows.append(
-            {"study": directory.name, "kind": study.header.get("kind"), "runs": len(study.runs), "outcome": ended}
-        )
-    text = "\n".join(f"{r['study']:40} {r['kind']:8} {r['runs']:4} runs  {r['outcome']}" for r in rows)
-    return {"studies": rows}, text or f"no studies in {storage} yet; 'bisam-ray demo' makes one"
+    directories = stores.studies(Path(storage).expanduser().resolve())
+    if clean:
+        return tidied(directories, yes)
+    rows = [vars(house.overview(directory)) for directory in directories]
+    return {"studies": rows}, terminal.studies(rows, storage)
+
+
+def tidied(directories: list[Path], yes: bool) -> tuple[Any, str]:
+    """Show what may go, and remove it if that is wanted."""
+    from . import terminal
+    from .study import housekeeping as house
+
+    found = [item for directory in directories for item in house.rubbish(directory)]
+    size = terminal.readable(sum(item.size for item in found))
+    listed = [{"path": str(item.path), "why": item.why, "size": item.size} for item in found]
+    for item in found:
+        click.echo(f"{terminal.readable(item.size):>8}  {item.path}  ({item.why})")
+    if not found:
+        return {"removed": []}, "nothing to remove"
+    if not yes and not (sys.stdin.isatty() and click.confirm(f"Remove these {len(found)}, {size}?")):
+        told = f"{len(found)} could be removed, {size}: --clean --yes removes them"
+        return {"removed": [], "removable": listed}, told
+    house.remove(found)
+    return {"removed": listed}, f"removed {len(found)}, {size}"
 
 
 @verb
@@ -308,35 +388,31 @@ def space() -> None:
 @space.command()
 @click.argument("file")
 def check(file: str) -> None:
-    """Check a search space: keys, ranges, start points."""
+    """Check a space: keys, ranges, conditions, start points. FILE is a file, a name or module:function."""
     from .study.spaces import read
 
     try:
         found = read(file)
     except ConfigError as error:
         fail(2, str(error))
-    click.echo(f"{found.name}: {found.method}, searches {', '.join(found.search)}; {len(found.start)} start points")
-
-
-def told(result: Any) -> str:
-    """The comparison on a terminal."""
-    from .study.report import table
-
-    if result.outcome is None:
-        return f"no arm has a finished replicate; report {result.report}"
-    storage = result.study.directory.parent
-    where = "" if storage == Path("runs").resolve() else f" --storage {storage}"
-    return "\n".join(
-        [
-            "",
-            table(result.outcome),
-            "",
-            *textwrap.wrap(result.outcome.verdict, 78),
-            "",
-            *(line for note in result.outcome.notes for line in textwrap.wrap(note, 78, subsequent_indent="  ")),
-            "",
-            f"report   {result.report}",
-            f"MLflow   bisam-ray ui{where}",
-            f"again    bisam-ray train -c {result.report.parent / 'winner.yaml'}",
-        ]
+    keys, conditional = found.searched, sum(bool(domain.when) for domain in found.parameters.values())
+    click.echo(
+        f"{found.name}: {', '.join(found.methods)}; keys: {len(keys)} ({', '.join(keys)}); "
+        f"ranges with a condition: {conditional}; start points: {len(found.start)}"
     )
+
+
+@space.command()
+@click.argument("file")
+@click.option("--samples", type=click.IntRange(1), default=8, show_default=True, help="How many.")
+@click.option("--seed", default=0, show_default=True, help="Of the draws.")
+def preview(file: str, samples: int, seed: int) -> None:
+    """Show configurations drawn from a space, and their cost. FILE is a file, a name or module:function."""
+    from .study.preview import preview as shown
+    from .study.spaces import read
+
+    try:
+        text = shown(read(file), samples, seed)
+    except ConfigError as error:
+        fail(2, str(error))
+    click.echo(text)

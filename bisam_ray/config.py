@@ -6,15 +6,17 @@ Precedence: defaults < the method's preset < files in order < a space's `fix` < 
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 
 class ConfigError(ValueError):
@@ -34,6 +36,8 @@ class Data(Section):
     noise_kind: Literal["symmetric"] = "symmetric"
     noise_seed: int = Field(0, ge=0)
     split_seed: int = Field(0, ge=0)
+    fold: int = Field(0, ge=0)
+    """Which part of what is not test is val; test is the same in every fold. Digits: 0 to 3 are disjoint."""
 
 
 class Model(Section):
@@ -111,7 +115,8 @@ class Train(Section):
 
 class Scale(Section):
     workers: int = Field(1, ge=1)
-    gpus_per_worker: int = Field(0, ge=0)
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """A share such as 0.25: four runs on a GPU, each with a quarter of its memory. Workers of a run take whole ones."""
     placement: Literal["pack", "spread"] = "pack"
     threads: int = Field(1, ge=1)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -120,6 +125,18 @@ class Scale(Section):
     """Parts into which a batch is cut in every pass, to save memory."""
     compile: bool = False
     """torch.compile the network."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def whole_gpus(cls, gpus: float, others: ValidationInfo) -> float:
+        nearest = {"nearest": max(1, round(gpus))}
+        if gpus > 1 and gpus % 1:
+            raise PydanticCustomError("gpus", "more than one GPU must be a whole number (nearest: {nearest})", nearest)
+        if gpus % 1 and others.data.get("workers", 1) > 1:
+            raise PydanticCustomError(
+                "gpus", "the workers of one run cannot share a GPU, NCCL refuses (nearest: {nearest})", nearest
+            )
+        return gpus
 
 
 class Config(Section):
@@ -226,17 +243,20 @@ def merge(into: dict[str, Any], layer: Mapping[str, Any], prefix: str = "") -> N
         (into.setdefault(section, {}) if section else into)[name] = value
 
 
-def paths() -> Iterator[str]:
+@functools.cache
+def paths() -> tuple[str, ...]:
     """Every config path, e.g. "optim.rho"."""
+    found: list[str] = []
     for name, field in Config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from (f"{name}.{inner}" for inner in field.annotation.model_fields)
+            found += (f"{name}.{inner}" for inner in field.annotation.model_fields)
         else:
-            yield name
+            found.append(name)
+    return tuple(found)
 
 
 def kind_of(path: str) -> Literal["section", "value"] | None:
-    if path in set(paths()):
+    if path in paths():
         return "value"
     field = Config.model_fields.get(path)
     return "section" if field is not None else None

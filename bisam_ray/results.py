@@ -61,6 +61,10 @@ class SearchResult:
     study: Study
 
     @property
+    def report(self) -> Path:
+        return self.study.directory / "report.html"
+
+    @property
     def trials(self) -> pd.DataFrame:
         """One row per trial: the suggested values, how far it came, what it reached and cost."""
         import pandas as pd
@@ -81,21 +85,35 @@ class SearchResult:
 
     @property
     def best(self) -> Run | None:
-        """The completed trial that is best on val by its final weights."""
-        from .study.search import best
+        """The trial to use: confirmed on fresh draws, or else the best on val by its final weights."""
+        from .study.selection import winner
 
         arms = {run.arm for run in self.study.of(phase="search")}
-        found = [run for arm in arms if (run := best(self.study, arm))]
+        found = [run for arm in arms if (run := winner(self.study, arm))]
         return max(found, key=lambda run: run.value("final/val_accuracy"), default=None)
 
     def summary(self) -> dict[str, Any]:
-        """The object that `--json` prints."""
+        """The object that `--json` prints.
+
+        `best`: its configuration; val_accuracy and test_accuracy are means over its re-runs where there are some (test
+        is null without them), selected_val_accuracy is what the search saw.
+        """
+        from .study.selection import confirmation
+
         runs, best = self.study.of(phase="search"), self.best
         counted = {o: sum(run.outcome == o for run in runs) for o in ("completed", "pruned", "failed")}
-        counted["failed"] = len(runs) - counted["completed"] - counted["pruned"]
+        counted["failed"] = sum(run.outcome in ("failed", "diverged", "killed") for run in runs)
         found = None
         if best is not None:
-            found = {"config": best.begin["config"], "val_accuracy": best.value("final/val_accuracy")}
+            again = confirmation(self.study, best.arm)
+            own = next((c for c in again.candidates if c.trial is best), None) if again else None
+            selected = best.value("final/val_accuracy")
+            found = {
+                "config": best.begin["config"],
+                "val_accuracy": own.val.value if own else selected,
+                "selected_val_accuracy": selected,
+                "test_accuracy": own.test.value if own else None,
+            }
         return {"study": self.study.name, "trials": len(runs), **counted, "best": found}
 
 

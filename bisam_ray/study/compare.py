@@ -21,19 +21,22 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from ..config import PRESETS, Config, ConfigError, gradients_per_step, resolve
 from ..progress import Progress
-from ..training import launch
 from ..training.launch import Job
+from .domain import short
 from .ledger import Run, Study
-from .search import best, search
+from .replicate import draw, run_all
+from .selection import Estimate
+from .selection import winner as best
 from .session import Session
-from .spaces import Space, at_border
+from .settings import Settings
+from .spaces import Space, at_border, flat
+from .tuning import search
 
-FRESH = 100  # replicates use draws from here on; defaults were chosen on draws below
 WARMUP = 0.25
 STARTS = (1.0, 2.0, 4.0)  # ρ₀ of the restarts of a learned arm, as multiples of the preset's
 CONFIDENT = 10  # replicates from which a verdict is more than indicative
@@ -93,18 +96,23 @@ def arms_of(spaces: Sequence[Space], also: Iterable[str] = ()) -> list[Arm]:
     """SGD; for each space its method fixed, fixed with warm-up, searched and learned; and the methods in `also`."""
     arms = [Arm("sgd", "none", {"method": "sgd"})]
     for space in spaces:
-        method = space.method
-        arms += [
-            Arm(method, "fixed", {"method": method}),
-            Arm(f"{method} warm-up", "fixed", {"method": method, "optim.warmup": WARMUP}),
-            Arm(f"{space.name} searched", "searched", space.fix, space),
-        ]
-        if f"lets-{method}" in PRESETS:
-            arms.append(Arm(f"lets-{method}", "learned", {"method": f"lets-{method}"}))
+        for method in space.methods:
+            preset = PRESETS[method]
+            fixed = preset.get("objective") != "none" and preset.get("radius") != "learned"
+            arms += of_method(method)
+            arms += [Arm(f"{method} warm-up", "fixed", {"method": method, "optim.warmup": WARMUP})] if fixed else []
+        arms.append(Arm(f"{space.name} searched", "searched", space.fix, space))
+        arms += [arm for m in space.methods if f"lets-{m}" in PRESETS for arm in of_method(f"lets-{m}")]
     for method in also:
-        policy = "learned" if PRESETS[method].get("radius") == "learned" else "fixed"
-        arms.append(Arm(method, policy, {"method": method}))
-    return arms
+        arms += of_method(method)
+    return list({arm.name: arm for arm in arms}.values())
+
+
+def of_method(method: str) -> list[Arm]:
+    """A preset as it is."""
+    preset = PRESETS[method]
+    policy = "none" if preset["objective"] == "none" else preset.get("radius", "fixed")
+    return [Arm(method, policy, {"method": method})]
 
 
 def compare(
@@ -112,16 +120,16 @@ def compare(
     spaces: Sequence[Space],
     files: Mapping[str, Any],
     overrides: Mapping[str, Any],
-    trials: int,
+    settings: Settings,
     seeds: int,
     progress: Progress,
     also: Iterable[str] = (),
-    at_once: int | None = None,
 ) -> Summary | None:
-    """Run the protocol above; everything is recorded in the session's ledger, the result is read from it."""
+    """Run the protocol above, or what of it the session's ledger does not have yet; the result is read from there."""
     arms = arms_of(spaces, also)
     base = plan(arms, files, overrides)
     run_cost = {name: gradients_per_step(config) * config.train.epochs for name, config in base.items()}
+    trials = settings.most
     guess = max((0.55 * trials * run_cost[arm.name] for arm in arms if arm.space), default=3 * max(run_cost.values()))
     searches = [arm for arm in arms if arm.space]
     progress.phase(guess * (len(searches) + seeds * (len(arms) - len(searches))))
@@ -129,7 +137,7 @@ def compare(
     for arm in searches:
         assert arm.space is not None
         development = {**overrides, "data.split_seed": 0, "data.noise_seed": 0}
-        search(session, arm.space, (files, development), trials, 0, progress, arm.name, at_once)
+        search(session, arm.space, (files, development), settings, progress, arm.name)
     study = session.study()
     chosen: dict[str, Run] = {}
     for arm in searches:
@@ -148,28 +156,9 @@ def compare(
             config = replicated(arm, base[arm.name], (files, arm.layer, values, overrides), replicate, restart)
             name = f"{arm.name.replace(' ', '-')}-r{replicate}-s{restart}"
             begin = {"arm": arm.name, "replicate": replicate, "restart": restart, "policy": arm.policy}
-            jobs.append((Job(name, config, session.checkpoint(name)), begin))
-    progress.phase(sum(run_cost[begin["arm"]] for _, begin in jobs))
-    run_all(session, jobs, progress, at_once)
+            jobs.append((Job(name, config, session.checkpoint(name), resume=True), begin))
+    run_all(session, jobs, progress, settings.concurrency, "replicates at equal cost")
     return summarize(session.study())
-
-
-def run_all(
-    session: Session, jobs: Sequence[tuple[Job, dict[str, Any]]], progress: Progress, at_once: int | None
-) -> None:
-    """Make the replicates' runs, recording what they tell."""
-    launch.connect()
-    begins = {job.name: begin for job, begin in jobs}
-    at_once = at_once or max(1, launch.cpus() // jobs[0][0].config.scale.threads)
-    begun: set[str] = set()
-    ended = 0
-    for job, message in launch.parallel([job for job, _ in jobs], at_once):
-        if job.name not in begun:
-            begun.add(job.name)
-            session.begin(job.name, job.config, phase="final", **begins[job.name])
-        ended += session.follow(job, message)
-        more = gradients_per_step(job.config) if isinstance(message, launch.Epoch) else 0.0
-        progress.update(f"replicates at equal cost: {ended} of {len(jobs)} runs", more)
 
 
 def plan(arms: Sequence[Arm], files: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Config]:
@@ -185,8 +174,7 @@ def plan(arms: Sequence[Arm], files: Mapping[str, Any], overrides: Mapping[str, 
 
 def replicated(arm: Arm, base: Config, layers: Sequence[Mapping[str, Any]], replicate: int, restart: int) -> Config:
     """One run of an arm: a fresh draw of the data per replicate, a fresh initialisation per restart."""
-    draw = FRESH + replicate
-    drawn: dict[str, Any] = {"seed": draw + 1000 * restart, "data.split_seed": draw, "data.noise_seed": draw}
+    drawn = draw(replicate, restart)
     if arm.policy == "learned" and base.optim.rho is not None:
         rho = base.optim.rho * STARTS[restart % len(STARTS)]
         drawn["optim.rho"] = min(max(rho, base.lets.rho_min), base.lets.rho_max)
@@ -270,12 +258,8 @@ def crossed(restarts: Sequence[Run]) -> float:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """95 % t-interval of the mean; NaN for fewer than two values."""
-    if len(values) < 2:
-        return math.nan, math.nan
-    from scipy.special import stdtrit  # the t quantile; scipy.stats takes three times as long to import
-
-    half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
+    found = Estimate.of(values)
+    return found.low, found.high
 
 
 def how(begin: Mapping[str, Any], searched: Sequence[Run], restarts: int, runs: Sequence[Run]) -> str:
@@ -285,7 +269,7 @@ def how(begin: Mapping[str, Any], searched: Sequence[Run], restarts: int, runs: 
     warm = f", warm-up {optim['warmup']:.0%}" if optim.get("warmup") else ""
     match begin["radius_policy"]:
         case "searched":
-            found = ", ".join(f"{k.removeprefix('optim.')} {v:.3g}" for k, v in picked(begin, searched).items())
+            found = ", ".join(f"{k.removeprefix('optim.')} {short(v)}" for k, v in picked(begin, searched).items())
             return f"search of {len(searched)} trials → {found}; {times}"
         case "learned":
             starts = sorted({run.begin["config"]["optim"]["rho"] for run in runs})
@@ -298,10 +282,11 @@ def how(begin: Mapping[str, Any], searched: Sequence[Run], restarts: int, runs: 
             return f"no radius; {times}"
 
 
-def picked(begin: Mapping[str, Any], searched: Sequence[Run]) -> dict[str, float]:
-    """The values a searched arm uses."""
-    keys = searched[0].begin["suggested"] if searched else {}
-    return {key: begin["config"]["optim"].get(key.removeprefix("optim."), math.nan) for key in keys}
+def picked(begin: Mapping[str, Any], searched: Sequence[Run]) -> dict[str, Any]:
+    """The values a searched arm uses, of what was searched."""
+    keys = dict.fromkeys(key for run in searched for key in run.begin["suggested"] or {})
+    known = flat(begin["config"])
+    return {key: known[key] for key in keys if key in known}
 
 
 def verdict(results: Sequence[ArmResult], winner: str) -> str:

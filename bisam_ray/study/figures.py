@@ -1,4 +1,4 @@
-"""The figures of a report: accuracy, accuracy against cost, the radius."""
+"""The figures of a report: accuracy, accuracy against cost, the radius; those of a search are in search_figures.py."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ from .canvas import (
     short,
     ticks,
 )
+from .diagnosis import two_objectives, winner
 from .ledger import Study
-from .series import Radius, Trial, chosen, learned_paths, searched, spending
+from .search_figures import front, rungs
+from .series import Radius, Trial, learned_paths, searched, spending
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from .compare import Summary
 
-NAMES = ("accuracy", "cost", "radius")
+OF_SEARCH = ("rungs", "pareto")
+NAMES = ("accuracy", "cost", "radius", *OF_SEARCH)
 MILLION = 1e6
 BOTTOM = 0.44  # inches, for the labels of the x axis
 
@@ -73,9 +76,15 @@ def draw(study: Study, summary: Summary | None, directory: Path) -> list[Drawing
         adapt = [arm for arm, look in seen.items() if look.policy == "learned"]
         learned = {arm: paths for arm in adapt if (paths := learned_paths(study, arm))}
         trials = {arm: rows for arm in seen if (rows := searched(study, arm))}
-        best = {arm: run.name for arm in trials if (run := chosen(study, arm))}
+        best = {arm: run.name for arm in trials if (run := winner(study, arm))}
         if columns := bool(learned) + bool(trials):
             found.append(radius(canvas("radius", columns, PANEL[1]), learned, trials, best, seen))
+        if study.header.get("kind") == "search" and (tried := study.of(phase="search")):
+            arm = tried[0].arm
+            made = [rungs(canvas("rungs", 1, PANEL[1]), study, arm, seen[arm])]
+            if two_objectives(study):
+                made.append(front(canvas("pareto", 1, PANEL[1]), study, arm, seen[arm]))
+            found += [drawing for drawing in made if drawing]
     return found
 
 

@@ -5,9 +5,11 @@ Every event has `event` and `time` (seconds since 1970, UTC).
 
     study     study, kind (search | compare | train), config, space, protocol, versions, hardware
     begin     run, phase (search | final), arm, method, radius_policy, seed, replicate, restart, digest, dataset,
-              config, suggested (the searched values, or null)
+              config, suggested (the searched values, or null); of a trial also number and params (Optuna's), control
+              (never stopped early); of a trial's re-run also trial
     epoch     run, epoch, metrics                          (README: names of the metrics)
-    end       run, outcome (completed | pruned | failed | diverged | killed), epoch, metrics, error, checkpoint
+    end       run, outcome (completed | pruned | failed | diverged | killed), epoch, metrics, error, checkpoint; of a
+              trial also stopped (the epoch at which the scheduler stopped it, or would have stopped the control)
     artifact  kind (report | model | …), path relative to the study's directory, run (or null)
     finish    outcome (completed | interrupted | failed)
 
@@ -70,6 +72,11 @@ class Run:
         return self.end["outcome"] if self.end else "running"
 
     @property
+    def epoch(self) -> int:
+        """The last epoch that is recorded."""
+        return int(self.epochs[-1]["epoch"]) if self.epochs else 0
+
+    @property
     def arm(self) -> str:
         return self.begin["arm"]
 
@@ -128,11 +135,15 @@ def whole_lines(path: Path, offset: int = 0) -> Iterator[bytes]:
             yield from (line for line in file if line.endswith(b"\n"))
 
 
+def events(directory: Path) -> Iterator[dict[str, Any]]:
+    """Everything that happened, in order."""
+    yield from map(json.loads, whole_lines(directory / FILE))
+
+
 def read(directory: Path) -> Study:
     """Read a study's ledger."""
     study = Study(directory, {}, {}, [], None)
-    for line in whole_lines(directory / FILE):
-        event = json.loads(line)
+    for event in events(directory):
         match event["event"]:
             case "study":
                 study.header, study.finish = event, None

@@ -1,7 +1,7 @@
 """The report of a study: one HTML page that needs nothing else, figures with their numbers, the winner.
 
     report.html       a page without scripts or outside references; everything from the ledger is escaped
-    figures/          accuracy, cost, radius: each .svg .png .csv; arms.csv and trials.csv hold the tables
+    figures/          accuracy, cost, radius, rungs, pareto: each .svg .png .csv; arms.csv and trials.csv: the tables
     winner.yaml       a configuration for `bisam-ray train -c winner.yaml`
 
 All of it is a function of the ledger: it can be deleted and written again.
@@ -10,8 +10,8 @@ All of it is a function of the ledger: it can be deleted and written again.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from .canvas import Look, estimate, percent, write_csv
-from .figures import MILLION, draw, looks
-from .ledger import Run, Study
-from .series import chosen, number, val_accuracy
+from .figures import MILLION, OF_SEARCH, draw, looks
+from .ledger import Study
+from .search_report import counted, result, searched_arms, section, short_value, trial_columns, trial_tables
+from .series import number, val_accuracy
 
 if TYPE_CHECKING:
     from .compare import ArmResult, Summary
@@ -48,7 +49,9 @@ def render(study: Study, summary: Summary | None) -> Path:
     """
     from jinja2 import Environment, FileSystemLoader
 
-    figures = study.directory / "figures"
+    kind, figures = study.header.get("kind") or "study", study.directory / "figures"
+    if kind == "search":  # its re-runs compare candidates, not arms
+        summary = None
     drawings = draw(study, summary, figures)
     config, title = winner(study, summary)
     reuse = study.directory / "winner.yaml"
@@ -59,16 +62,14 @@ def render(study: Study, summary: Summary | None) -> Path:
     seen = looks(study, summary)
     arms = sorted(summary.arms, key=lambda arm: -ranked(arm)) if summary else []
     write_csv(figures / "arms.csv", ARM_COLUMNS, [arm_row(arm) for arm in arms])
-    keys = suggested_keys(study)
-    head = ("arm", "run", *keys, "epochs", "val_accuracy", "cost_gradients", "outcome")
-    write_csv(figures / "trials.csv", head, [trial_row(run, keys) for run in study.of(phase="search")])
+    write_csv(figures / "trials.csv", *trial_columns(study))
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template(TEMPLATE).render(
         study=study,
-        kind=study.header.get("kind") or "study",
+        kind=kind,
         summary=summary,
         verdict=title,
         partial=partial(study),
@@ -77,7 +78,9 @@ def render(study: Study, summary: Summary | None) -> Path:
         looks=seen,
         policies=POLICIES,
         marks=MARKS,
-        drawings=drawings,
+        drawings=[drawing for drawing in drawings if drawing.name not in OF_SEARCH],
+        search=[section(study, arm) for arm in searched_arms(study)] if kind == "search" else [],
+        search_drawings=[drawing for drawing in drawings if drawing.name in OF_SEARCH],
         trials=trial_tables(study),
         facts=facts(study, summary),
         texts=texts(study),
@@ -170,13 +173,8 @@ def winner(study: Study, summary: Summary | None) -> tuple[Mapping[str, Any] | N
             val, test = val_accuracy(runs[0]), number(runs[0].value("final/test_accuracy"))
             told = f"{runs[0].arm}, {runs[0].outcome}: {percent(val)} on validation, {percent(test)} on test"
         return None, f"{told}."
-    found = [run for arm in looks(study, None) if (run := chosen(study, arm))]
-    if not found:
-        return None, f"No trial has completed: {counted(trials)}."
-    best = max(found, key=val_accuracy)
-    values = ", ".join(f"{key.removeprefix('optim.')} {short_value(v)}" for key, v in suggested(best).items())
-    found_at = f"{percent(val_accuracy(best))} on validation with {values}"
-    return best.begin.get("config"), f"The best of {len(trials)} trials ({counted(trials)}) has {found_at}."
+    best, title = result(study)
+    return best.begin.get("config") if best else None, title
 
 
 def partial(study: Study) -> str | None:
@@ -206,46 +204,6 @@ def without_nulls(content: Any) -> Any:
     return content
 
 
-def suggested(run: Run) -> dict[str, Any]:
-    return run.begin.get("suggested") or {}
-
-
-def suggested_keys(study: Study, arm: str | None = None) -> list[str]:
-    """Every searched key, in the order of its first use."""
-    return list(dict.fromkeys(key for run in study.of(arm=arm, phase="search") for key in suggested(run)))
-
-
-def trial_row(run: Run, keys: Sequence[str]) -> list[Any]:
-    values = [suggested(run).get(key, "") for key in keys]
-    return [run.arm, run.name, *values, len(run.epochs), val_accuracy(run), run.cost, run.outcome]
-
-
-def trial_tables(study: Study) -> list[dict[str, Any]]:
-    """The trials by arm, best first."""
-    tables = []
-    for arm in dict.fromkeys(run.arm for run in study.of(phase="search")):
-        keys, best = suggested_keys(study, arm), chosen(study, arm)
-        rows: list[dict[str, Any]] = []
-        for run in sorted(study.of(arm=arm, phase="search"), key=trial_rank):
-            values = [short_value(suggested(run).get(key)) for key in keys]
-            epochs, accuracy = int(run.epochs[-1]["epoch"]) if run.epochs else 0, percent(val_accuracy(run))
-            row = {"run": run, "values": values, "epochs": epochs, "val": accuracy, "best": run is best}
-            rows.append(row)
-        names, outcomes = [key.removeprefix("optim.") for key in keys], counted(row["run"] for row in rows)
-        tables.append({"arm": arm, "keys": names, "rows": rows, "outcomes": outcomes})
-    return tables
-
-
-def counted(runs: Iterable[Run]) -> str:
-    """How they ended: "9 completed, 6 pruned"."""
-    return ", ".join(f"{n} {outcome}" for outcome, n in Counter(run.outcome for run in runs).most_common())
-
-
-def trial_rank(run: Run) -> tuple[bool, float]:
-    value = val_accuracy(run)
-    return run.outcome != "completed", -value if math.isfinite(value) else math.inf
-
-
 def failures(study: Study) -> list[dict[str, Any]]:
     """What went wrong, each kind of error once, with its last line and the runs it hit."""
     hit: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -263,9 +221,9 @@ def facts(study: Study, summary: Summary | None) -> list[tuple[str, str]]:
     if summary:
         gradients = "gradient evaluations × examples (SGD 1, SAM 2 per example and step; LETS as measured)"
         found.append(("Budget C", f"{summary.budget / MILLION:.2f} million {gradients}"))
-    for section in ("data", "model", "train", "scale"):
-        if config.get(section):
-            found.append((section.capitalize(), told(config[section])))
+    for part in ("data", "model", "train", "scale"):
+        if config.get(part):
+            found.append((part.capitalize(), told(config[part])))
     for key, value in (header.get("protocol") or {}).items():
         if not (isinstance(value, str) and "\n" in value):
             found.append((key.replace("_", " ").capitalize(), told(value)))
@@ -292,12 +250,6 @@ def told(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(told, value))
     return short_value(value)
-
-
-def short_value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "–" if value is None else str(value)
 
 
 def relative(arm: ArmResult, summary: Summary) -> float:

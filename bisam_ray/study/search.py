@@ -1,249 +1,319 @@
-"""A search: Ray Tune asks Optuna for radii, trains them inline in reused actors, and stops the poor ones by ASHA."""
+"""A search: what is tried next, for how long, and what the ledger says of it.
+
+`Search` decides and records; who trains is another matter: Ray Tune (tuning.py), or curves that were recorded before
+(replay.py). Its three questions are the whole interface:
+
+    next()              the next trial, unfinished ones of an earlier session first; None: nothing (more) to begin
+    begin(trial)        it starts, or goes on
+    tell(name, what)    an epoch's result, or why there is none; True while the trial should go on
+
+A study is resumed by telling a new `Search` everything that the ledger recorded, in its order: rungs, Optuna's history,
+costs and trials come out as they were, because they came about the same way.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
-import traceback
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+import itertools
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config import gradients_per_step, resolve
+from ..config import Config, ConfigError, gradients_per_step, resolve
 from ..progress import Progress
-from ..training import launch
-from ..training.launch import Epoch, Job
-from .ledger import Run, Study
+from ..training.launch import Epoch, Failure, Job
+from . import ledger
+from .replicate import redrawn, run_all
+from .sampler import FILE, Sampler, Trial
 from .session import Session
-from .spaces import Space, domains
+from .settings import UNBOUNDED, Settings
+from .spaces import Space
+from .stopping import Stopping
+from .storage import KEPT
 
 METRIC = "val/accuracy"
-REDUCTION_FACTOR = 3
+INVALID = 50  # suggestions in a row that contradict themselves: the space is wrong, not the luck
 
 
-def grace_period(epochs: int) -> int:
-    """Epochs before a trial may be stopped: a quarter of the run.
-
-    A large radius learns slowly at first and is best in the end: with a grace period of a tenth, ASHA stops just the
-    trials that a search of the radius is looking for.
-    """
-    return max(1, round(epochs / 4))
-
-
-def search(
-    session: Session,
-    space: Space,
-    layers: Sequence[Mapping[str, Any]],
-    trials: int,
-    seed: int,
-    progress: Progress,
-    arm: str,
-    at_once: int | None = None,
-) -> None:
-    """Make `trials` trials of `space`, and record them in the session's ledger.
+class Search:
+    """The decisions of one search.
 
     Args:
-        session: where the trials are recorded.
+        session: where it is recorded; the ledger may hold a part of it already.
         space: what is searched.
         layers: configuration layers below and above the space: (files, overrides).
-        trials: how many.
-        seed: of Optuna's sampler. With at_once=1 the whole search repeats decision by decision.
+        settings: how.
         progress: told after every epoch.
-        arm: the trials' tag.
-        at_once: how many trials run beside each other; None: as many as there are processors for.
+        arm: the trials' tag; their names begin with it.
+        at_once: how many trials run beside each other; may be set later.
     """
-    files, overrides = layers
-    example = resolve(files, space.fix, overrides, {k: d.ends()[0] for k, d in space.search.items()})
-    launch.connect()
-    silence()
-    import optuna
-    from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
 
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    warnings.filterwarnings("ignore", module="ray.tune.search.optuna")
-    epochs = example.train.epochs
-    at_once = at_once or max(1, launch.cpus() // example.scale.threads)
-    searcher = searcher_class()(
-        epochs,
-        metric=METRIC,
-        mode="max",
-        points_to_evaluate=[dict(point) for point in space.start] or None,
-        sampler=optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=max(4, trials // 3), multivariate=True, constant_liar=True
-        ),
-    )
-    trainable = tune.with_parameters(
-        trainable_class(), layers=(files, space.fix), overrides=overrides, directory=session.directory
-    )
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, {"CPU": example.scale.threads, "GPU": example.scale.gpus_per_worker}),
-        param_space=domains(space),
-        tune_config=tune.TuneConfig(
-            metric=METRIC,
-            mode="max",
-            num_samples=trials,
-            search_alg=searcher,
-            # max_t beyond the last epoch: else every full trial counts as stopped at its last report
-            scheduler=ASHAScheduler(
-                time_attr="epoch",
-                max_t=epochs + 1,
-                grace_period=grace_period(epochs),
-                reduction_factor=REDUCTION_FACTOR,
-            ),
-            max_concurrent_trials=at_once,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(session.directory / ".tune" / arm.replace(" ", "-")),
-            verbose=0,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[recorder_class()(session, (files, space.fix), overrides, arm, trials, progress)],
-        ),
-    )
-    tuner.fit()
+    def __init__(
+        self,
+        session: Session,
+        space: Space,
+        layers: Sequence[Mapping[str, Any]],
+        settings: Settings,
+        progress: Progress,
+        arm: str,
+        at_once: int = 1,
+    ) -> None:
+        self.session, self.space, (self.files, self.overrides) = session, space, layers
+        self.progress, self.arm, self.at_once = progress, arm, at_once
+        self.example = self.resolve(space.example())
+        self.epochs = self.example.train.epochs
+        self.settings = settings.for_epochs(self.epochs)
+        self.stopping = Stopping(
+            settings.scheduler, self.settings.grace or 1, settings.reduction, self.epochs, settings.seed
+        )
+        self.sampler = Sampler(
+            space,
+            settings.sampler,
+            settings.seed,
+            settings.objectives,
+            arm,
+            session.directory / FILE if session.stored else None,
+        )
+        self.trials: dict[str, Trial] = {}
+        self.waiting: list[Trial] = []  # of an earlier session
+        self.begun: set[str] = set()
+        self.ended, self.best = 0, list[Trial]()
+        self.told: set[str] = set()  # errors that were shown
+        self.seconds_before, self.since = 0.0, time.monotonic()
+        self.restore()
 
+    # --- what is tried -----------------------------------------------------------------------------------------------
 
-def silence() -> None:
-    """Tune writes no tables, no tensorboard files and no snapshots: the ledger is the record."""
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_SYNCER"] = "1"
-    os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-def searcher_class() -> Any:
-    """OptunaSearch that tells Optuna the truth; a class made on demand, so that importing this module is cheap."""
-    from optuna.trial import TrialState
-    from ray.tune.search.optuna import OptunaSearch
-
-    class Truthful(OptunaSearch):
-        """A trial that ASHA stopped is PRUNED, with its intermediate values; a diverged or failed one is FAIL.
-
-        As it ships, OptunaSearch calls both COMPLETE with their last value, and TPE takes them for results.
-        """
-
-        def __init__(self, epochs: int, **kwargs: Any) -> None:
-            super().__init__(**kwargs)
-            self.epochs = epochs
-
-        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            lost = error or not result or "diverged" in result
-            if not lost and result and result["epoch"] >= self.epochs:
-                super().on_trial_complete(trial_id, result, error)
-            elif trial_id not in self._completed_trials:
-                self._ot_study.tell(self._ot_trials[trial_id], state=TrialState.FAIL if lost else TrialState.PRUNED)
-                self._completed_trials.add(trial_id)
-
-    return Truthful
-
-
-def trainable_class() -> Any:
-    """One trial: the engine inside a reused actor, an epoch per step."""
-    from ray import tune
-
-    class Trial(tune.Trainable):
-        def setup(self, config: dict[str, Any], layers: Sequence[Mapping], overrides: Mapping, directory: Path) -> None:
-            self.layers, self.overrides, self.directory = layers, overrides, directory
-            self.reset_config(config)
-
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            """A reused actor starts over from nothing but the new configuration."""
-            resolved = resolve(*self.layers, new_config, self.overrides)
-            checkpoint = self.directory / "runs" / f"{self.trial_id}.pt"
-            self.resolved = resolved
-            self.stream: Iterator[Epoch] = launch.steps(Job(self.trial_id, resolved, checkpoint, test=False))
-            self.last = 0
-            return True
-
-        def step(self) -> dict[str, Any]:
-            from ..training.engine import Diverged
-
+    def next(self) -> Trial | None:
+        """The next trial to begin."""
+        if self.waiting:
+            return self.waiting.pop(0)
+        if self.exhausted():
+            return None
+        for _ in range(INVALID):
+            number, params, values = self.sampler.ask(self.settings.startup(self.at_once))
+            trial = self.known(number, params, values)
             try:
-                epoch = next(self.stream)
-            except Diverged as error:
-                return {"epoch": self.last + 1, METRIC: 0.0, "diverged": str(error), "done": True}
-            self.last = epoch.epoch
-            final = epoch.final or {}
-            return {**epoch.metrics, **final, "epoch": epoch.epoch, "done": epoch.final is not None}
+                self.config(trial)
+            except ConfigError as error:
+                problem = error
+                trial.outcome = "failed"
+                self.sampler.tell(trial)
+                continue
+            self.trials[trial.name] = trial
+            return trial
+        raise ConfigError(f"space {self.space.name}: {INVALID} suggestions in a row cannot be trained: {problem}")
 
-    return Trial
+    def known(self, number: int, params: dict[str, Any], values: dict[str, Any]) -> Trial:
+        """A trial by its number: the first ones after the start points are the controls, spread over the space."""
+        first = len(self.space.start)
+        control = first <= number < first + (self.settings.controls or 0)
+        return Trial(f"{self.arm.replace(' ', '-')}-{number:03d}", number, params, values, control)
+
+    def over(self) -> bool:
+        """Whether there is nothing left to do."""
+        return not self.waiting and self.exhausted()
+
+    def exhausted(self) -> bool:
+        """Whether no new trial may begin."""
+        settings, number = self.settings, len(self.trials)
+        if number >= settings.most or (self.sampler.finite is not None and number >= self.sampler.finite):
+            return True
+        if settings.gradients is not None and sum(t.cost for t in self.trials.values()) >= settings.gradients:
+            return True
+        return settings.hours is not None and self.seconds() >= 3600 * settings.hours
+
+    def seconds(self) -> float:
+        """The time spent, earlier sessions included."""
+        return self.seconds_before + time.monotonic() - self.since
+
+    def resolve(self, values: Mapping[str, Any]) -> Config:
+        return resolve(self.files, self.space.fix, values, self.overrides)
+
+    def config(self, trial: Trial) -> Config:
+        """What a trial trains: what the ledger recorded, if it began before."""
+        return resolve(trial.config) if trial.config is not None else self.resolve(trial.values)
+
+    def job(self, trial: Trial) -> Job:
+        """The run to be made, from its checkpoint if there is one."""
+        return Job(
+            trial.name,
+            self.config(trial),
+            self.session.checkpoint(trial.name),
+            test=False,
+            resume=True,
+            folds=self.settings.folds,
+            save_at=tuple(self.settings.rungs(self.epochs)),
+        )
+
+    # --- what came of it ---------------------------------------------------------------------------------------------
+
+    def begin(self, trial: Trial) -> None:
+        """A trial starts; once a session, however often its process is started."""
+        if trial.name in self.begun:
+            return
+        self.begun.add(trial.name)
+        if trial.config is None:
+            self.stopping.begin(trial.name)
+        config = self.config(trial)
+        trial.config = config.model_dump(exclude_none=True)
+        more: dict[str, Any] = {"number": trial.number, "params": trial.params, "control": trial.control}
+        self.session.begin(
+            trial.name, config, arm=self.arm, phase="search", suggested=trial.values, policy="searched", **more
+        )
+
+    def tell(self, name: str, message: Epoch | Failure) -> bool:
+        """Record what a trial came to; False when it is over, or should be."""
+        trial = self.trials[name]
+        if trial.outcome is not None:
+            return False
+        if isinstance(message, Failure):
+            self.end(trial, message.outcome, error=message.error)
+            return False
+        if message.epoch > trial.epoch:  # else it is an epoch between the last checkpoint and a kill
+            self.session.epoch(name, message)
+            self.sampler.report(trial, message.epoch, message.metrics[METRIC])
+            self.take(trial, message.epoch, message.metrics)
+        done = message.final is not None
+        stopped = trial.stopped is not None and not trial.control
+        if done:
+            final = message.final or {}
+            trial.result = self.objectives(final.get("final/val_accuracy", 0.0), trial.cost)
+            self.end(trial, "completed", final)
+        elif stopped:
+            self.end(trial, "pruned")
+        best = f", best val {self.best[0].result[0]:.1%}" if self.best and self.best[0].result else ""
+        self.progress.update(f"{self.arm}: {self.ended} of {self.planned()} trials ended{best}", self.share(trial))
+        return not done and not stopped
+
+    def take(self, trial: Trial, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Note an epoch, and let the scheduler judge it: of a running trial, or of the ledger's."""
+        trial.curve[epoch] = value = metrics[METRIC]
+        trial.cost = metrics.get("cost/gradients", trial.cost)
+        if self.stopping.stops(trial.name, epoch, value) and trial.stopped is None:
+            trial.stopped = epoch
+
+    def objectives(self, accuracy: float, cost: float) -> tuple[float, ...]:
+        return (accuracy, cost) if self.settings.several else (accuracy,)
+
+    def end(
+        self, trial: Trial, outcome: str, final: Mapping[str, float] | None = None, error: str | None = None
+    ) -> None:
+        """The last word on a trial: first in the ledger, then for Optuna."""
+        trial.outcome = outcome
+        self.ended += 1
+        checkpoint = self.session.checkpoint(trial.name)
+        kept = checkpoint if outcome == "completed" else None
+        self.session.end(trial.name, outcome, trial.epoch, final, error, kept, stopped=trial.stopped)
+        self.sampler.tell(trial)
+        self.tidy(trial)
+        if error is not None and (last := error.strip().splitlines()[-1]) not in self.told:
+            self.told.add(last)
+            self.progress.say(f"{trial.name} {outcome}, the search goes on:\n{error.strip()}")
+
+    def tidy(self, trial: Trial) -> None:
+        """Keep the checkpoints of the best trials only."""
+        if self.settings.several:  # which ones are on the front is known in the end
+            return
+        late = [trial]
+        if trial.result is not None:
+            self.best = sorted([*self.best, trial], key=lambda t: (-(t.result or (0.0,))[0], t.number))
+            most = max(KEPT, self.settings.confirm)
+            self.best, late = self.best[:most], self.best[most:]
+        for one in late:
+            self.session.checkpoint(one.name).unlink(missing_ok=True)
+
+    def planned(self) -> str:
+        """How many trials there will be, as far as one knows."""
+        most = min(self.settings.most, self.sampler.finite or self.settings.most)
+        return str(most) if most < 100_000 else "?"
+
+    def share(self, trial: Trial) -> float:
+        """What an epoch of a trial costs, in the unit of `forecast_cost`."""
+        return gradients_per_step(self.config(trial)) * self.settings.folds
+
+    def announce(self) -> list[str]:
+        """What is about to happen; the progress line learns how much work it is."""
+        settings, lines = self.settings, []
+        if self.trials:
+            lines.append(
+                f"{self.arm}: {self.ended} of {self.planned()} trials ended, {len(self.waiting)} are unfinished"
+            )
+        if settings.most < UNBOUNDED or self.sampler.finite:
+            found = settings.forecast(self.epochs, min(settings.most, self.sampler.finite or settings.most))
+            if len(found.reach) > 1:
+                epochs, counts = (", ".join(f"{part[k]:.0f}" for part in found.reach) for k in (0, 1))
+                lines.append(f"{settings.scheduler}: about {counts} trials will come to epochs {epochs}")
+            times = f" × {settings.folds} folds" if settings.folds > 1 else ""
+            lines.append(f"cost: about {found.cost:.1f} full runs{times}, at most {found.most:.0f}")
+            done = sum(self.share(trial) * trial.epoch for trial in self.trials.values())
+            run = gradients_per_step(self.example) * self.epochs * settings.folds
+            self.progress.phase(max(0.0, found.cost * run - done))
+        return lines
+
+    # --- resuming ----------------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Hear everything that the ledger has to tell."""
+        last = 0.0
+        for event in ledger.events(self.session.directory):
+            match event["event"]:
+                case "study":
+                    last = event["time"]
+                case "begin" if event["arm"] == self.arm and event["phase"] == "search":
+                    self.recall(event)
+                case "epoch" if event["run"] in self.trials:
+                    trial = self.trials[event["run"]]
+                    if event["epoch"] > trial.epoch:
+                        self.take(trial, event["epoch"], event["metrics"])
+                case "end" if event["run"] in self.trials and event["outcome"] != "killed":
+                    trial = self.trials[event["run"]]
+                    trial.outcome = event["outcome"]
+                    if trial.outcome == "completed":
+                        trial.result = self.objectives(event["metrics"]["final/val_accuracy"], trial.cost)
+                        self.tidy(trial)
+            self.seconds_before += max(0.0, event["time"] - last)
+            last = event["time"]
+        trials = sorted(self.trials.values(), key=lambda t: t.number)
+        self.ended = sum(t.outcome is not None for t in trials)
+        asked = self.sampler.restore(trials)
+        for number, params, values in asked:
+            trial = self.known(number, params, values)
+            self.trials[trial.name] = trial
+        for trial in sorted(self.trials.values(), key=lambda t: t.number):
+            if trial.outcome is None and trial.stopped is not None and not trial.control:
+                self.end(trial, "pruned")  # the kill came between the scheduler's word and its execution
+            elif trial.outcome is None:
+                self.waiting.append(trial)
+
+    def recall(self, event: Mapping[str, Any]) -> None:
+        """A trial that began in an earlier session."""
+        if event["run"] in self.trials:
+            self.trials[event["run"]].outcome = None
+            return
+        values = event["suggested"] or {}
+        trial = Trial(
+            event["run"],
+            event["number"],
+            event.get("params") or values,
+            values,
+            bool(event.get("control")),
+            event["config"],
+        )
+        self.trials[trial.name] = trial
+        self.stopping.begin(trial.name)
 
 
-def recorder_class() -> Any:
-    """Tune's events → the ledger."""
-    from ray import tune
-
-    class Recorder(tune.Callback):
-        def __init__(
-            self,
-            session: Session,
-            layers: Sequence[Mapping],
-            overrides: Mapping,
-            arm: str,
-            trials: int,
-            progress: Progress,
-        ) -> None:
-            self.session, self.layers, self.overrides = session, layers, overrides
-            self.arm, self.trials, self.progress = arm, trials, progress
-            self.names: dict[str, str] = {}
-            self.ended, self.best = 0, 0.0
-            self.cost: dict[str, float] = {}
-
-        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            if trial.trial_id in self.names:
-                return
-            name = self.names[trial.trial_id] = f"{self.arm.replace(' ', '-')}-{len(self.names):03d}"
-            config = resolve(*self.layers, trial.config, self.overrides)
-            self.cost[name] = gradients_per_step(config)
-            self.session.begin(name, config, arm=self.arm, phase="search", suggested=trial.config, policy="searched")
-
-        def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-            name = self.names[trial.trial_id]
-            if "diverged" not in result:
-                metrics = {k: v for k, v in result.items() if k.split("/")[0] in LOGGED and isinstance(v, int | float)}
-                self.session.epoch(name, Epoch(result["epoch"], metrics))
-                self.best = max(self.best, result[METRIC])
-                self.progress.update(self.line(), self.cost[name])
-
-        def __getstate__(self) -> dict[str, Any]:
-            return {}  # Tune pickles callbacks for Tuner.restore, which is never used: the ledger is the record
-
-        def line(self) -> str:
-            return f"{self.arm}: {self.ended} of {self.trials} trials ended, best val {self.best:.1%}"
-
-        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            result = trial.last_result or {}
-            final = {k: v for k, v in result.items() if k.startswith("final/")}
-            outcome = "diverged" if "diverged" in result else "completed" if final else "pruned"
-            self.close(trial, outcome, final, result.get("diverged"))
-
-        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            error = trial.get_pickled_error() or trial.get_error()
-            cause = getattr(error, "cause", None) or error
-            self.close(trial, "failed", {}, "".join(traceback.format_exception(cause))[-4000:])
-
-        def close(self, trial: Any, outcome: str, final: dict, error: str | None) -> None:
-            self.ended += 1
-            checkpoint = self.session.directory / "runs" / f"{trial.trial_id}.pt"
-            epoch = (trial.last_result or {}).get("epoch", 0)
-            self.session.end(self.names[trial.trial_id], outcome, epoch, final, error, checkpoint)
-            self.progress.update(self.line())
-
-    return Recorder
-
-
-LOGGED = ("train", "val", "sam", "lets", "cost", "best")
-
-
-def best(study: Study, arm: str) -> Run | None:
-    """The completed trial whose final weights are best on val; the earlier one of equals."""
-    done = study.of(arm=arm, phase="search", outcome="completed")
-    return max(done, key=lambda run: run.value("final/val_accuracy"), default=None)
+def confirm(search: Search) -> None:
+    """Run the best trials again on fresh draws, before a winner is named: the best of many values is partly luck."""
+    settings = search.settings
+    if not settings.confirm or settings.several:
+        return
+    done = search.session.study().of(arm=search.arm, phase="search", outcome="completed")
+    best = sorted(done, key=lambda run: -run.value("final/val_accuracy"))[: settings.confirm]
+    jobs = []
+    for replicate, run in itertools.product(range(settings.replicates), best):
+        name = f"{run.name}-r{replicate}"
+        config = redrawn(run.begin["config"], replicate)
+        begin = {"arm": search.arm, "replicate": replicate, "policy": "searched", "trial": run.name}
+        jobs.append((Job(name, config, search.session.checkpoint(name), resume=True), begin))
+    run_all(search.session, jobs, search.progress, settings.concurrency, f"the best {len(best)} again, on fresh draws")

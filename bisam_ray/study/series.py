@@ -105,12 +105,6 @@ def searched(study: Study, arm: str) -> list[Trial]:
     return found
 
 
-def chosen(study: Study, arm: str) -> Run | None:
-    """The trial whose values an arm takes: of the completed ones the best on val, the earlier of equals."""
-    done = [r for r in study.of(arm=arm, phase="search", outcome="completed") if math.isfinite(val_accuracy(r))]
-    return max(done, key=val_accuracy, default=None)
-
-
 def val_accuracy(run: Run) -> float:
     """Validation accuracy of the final weights, or else the last one known."""
     final = number(run.value("final/val_accuracy"))

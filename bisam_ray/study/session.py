@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from ..config import Config
-from ..training.launch import Epoch, Failure, Job, versions
-from .ledger import Ledger, Run, Study, read
+from ..training import cluster
+from ..training.launch import Epoch, Failure, Job
+from .ledger import Ledger, Study, read
 from .storage import driver_lock
 from .tracking import Mirror, save_model, tracking_uri
+
+UNFINISHED = ("running", "killed")  # outcomes of runs that a resumed study goes on with
 
 
 class Session:
     """Writes what happens to the runs of a study, and keeps it at hand as the ledger's readers see it."""
 
-    def __init__(self, directory: Path, ledger: Ledger, mirror: Mirror) -> None:
-        self.directory, self.ledger, self.mirror = directory, ledger, mirror
+    def __init__(self, directory: Path, ledger: Ledger, stored: bool = True) -> None:
+        self.directory, self.ledger = directory, ledger
+        self.stored = stored  # whether runs leave more behind than their record: checkpoints, Optuna's study
 
     def begin(
         self,
@@ -33,6 +37,7 @@ class Session:
         restart: int | None = None,
         suggested: Mapping[str, Any] | None = None,
         policy: str | None = None,
+        **more: Any,
     ) -> None:
         optim = config.optim
         natural = "none" if optim.objective == "none" else optim.radius
@@ -50,6 +55,7 @@ class Session:
             dataset=config.data.name,
             config=config.model_dump(exclude_none=True),
             suggested=dict(suggested) if suggested else None,
+            **more,
         )
 
     def epoch(self, name: str, epoch: Epoch) -> None:
@@ -63,18 +69,19 @@ class Session:
         final: Mapping[str, float] | None = None,
         error: str | None = None,
         checkpoint: Path | None = None,
+        **more: Any,
     ) -> None:
         where = str(checkpoint.relative_to(self.directory)) if checkpoint and checkpoint.exists() else None
-        self.ledger.write(
-            "end", run=name, outcome=outcome, epoch=epoch, metrics=dict(final or {}), error=error, checkpoint=where
-        )
+        ended = {"outcome": outcome, "epoch": epoch, "metrics": dict(final or {}), "error": error, "checkpoint": where}
+        self.ledger.write("end", run=name, **ended, **more)
 
-    def follow(self, job: Job, message: Epoch | Failure) -> bool:
-        """Record what a job tells; True when that was its last word."""
+    def follow(self, job: Job, message: Epoch | Failure, after: int = 0) -> bool:
+        """Record what a job tells, if it is of a later epoch than `after`; True when that was its last word."""
         if isinstance(message, Failure):
             self.end(job.name, message.outcome, error=message.error, checkpoint=job.checkpoint)
             return True
-        self.epoch(job.name, message)
+        if message.epoch > after:
+            self.epoch(job.name, message)
         if message.final is None:
             return False
         self.end(job.name, "completed", message.epoch, message.final, checkpoint=job.checkpoint)
@@ -101,41 +108,37 @@ class Session:
 
 
 @contextmanager
-def session(directory: Path, kind: str, config: Config | None, **header: Any) -> Iterator[Session]:
+def session(
+    directory: Path, kind: str, config: Config | None, tracked: bool = True, **header: Any
+) -> Iterator[Session]:
     """Drive the study in `directory`; whatever happens inside, the ledger says how it ended.
 
-    Ctrl-C and SIGTERM end it as interrupted, with everything done so far kept.
+    Ctrl-C and SIGTERM end it as interrupted, with everything done so far kept. Untracked, it is in the ledger alone.
     """
-    uri = tracking_uri(directory.parent)
-    with driver_lock(directory), Ledger(directory) as ledger, Mirror(directory, uri) as mirror:
+    mirror = Mirror(directory, tracking_uri(directory.parent)) if tracked else nullcontext()
+    with driver_lock(directory), Ledger(directory) as ledger, mirror:
         ledger.write(
             "study",
             study=directory.name,
             kind=kind,
             config=config.model_dump(exclude_none=True) if config else None,
-            versions=versions(),
+            versions=cluster.versions(),
             hardware=f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}",
             **header,
         )
         outcome = "failed"
         try:
-            yield Session(directory, ledger, mirror)
+            yield Session(directory, ledger, stored=tracked)
             outcome = "completed"
         except KeyboardInterrupt:
             outcome = "interrupted"
+            if cluster.died:
+                raise RuntimeError(cluster.died) from None
             raise
         finally:
-            close_open_runs(ledger, read(directory), "killed" if outcome == "interrupted" else "failed")
+            for run in read(directory).runs.values():  # whoever is under way is killed: a resumed study goes on with it
+                if run.end is None:
+                    ledger.write(
+                        "end", run=run.name, outcome="killed", epoch=run.epoch, metrics={}, error=None, checkpoint=None
+                    )
             ledger.write("finish", outcome=outcome)
-
-
-def close_open_runs(ledger: Ledger, study: Study, outcome: str) -> None:
-    for run in study.runs.values():
-        if run.end is None:
-            ledger.write(
-                "end", run=run.name, outcome=outcome, epoch=last_epoch(run), metrics={}, error=None, checkpoint=None
-            )
-
-
-def last_epoch(run: Run) -> int:
-    return int(run.epochs[-1]["epoch"]) if run.epochs else 0

@@ -1,86 +1,220 @@
-"""Search spaces: a YAML file → a validated model → Ray Tune domains.
+"""Search spaces: a YAML file, or a function of a trial → what to ask an Optuna trial, define-by-run; without Optuna.
 
-name: rho
-fix:    {method: sam}                              config layers below the trial
+name: mine
+fix:    {optim.base: adamw}                                   config layers below the trial
 search:
-  optim.rho:    {log: [0.02, 2.0]}                 log-uniform
-  optim.warmup: {uniform: [0, 0.5], step: 0.05}    uniform, on a grid with step
-  train.epochs: {int: [10, 40], step: 10}          integers, both ends included
-  optim.alpha:  {choice: [0.05, 0.1, 0.2]}
-start:                                             points that are tried first
-  - {optim.rho: 0.05, optim.warmup: 0, ...}
+  method:       {choice: [sam, bisam-tanh]}
+  optim.rho:    {log: [0.02, 2.0], prior: 0.1}                log-uniform; a good value is expected near .1
+  optim.warmup: {uniform: [0, 0.5], step: 0.05}               uniform, on a grid with step
+  train.epochs: {int: [10, 40], step: 10}                     integers, both ends included
+  optim.mu:     {log: [1, 30], when: {method: bisam-tanh}}    searched only then; [several, values] may stand there
+start:                                                        points that are tried first
+  - {method: sam, optim.rho: 0.05}
+
+A list of domains with disjoint conditions gives a key other ranges under other conditions. `function: module:function`
+in place of `search` names a function of an optuna.Trial that returns config values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
-from ..config import Config, ConfigError, load, paths, resolve, suggest
+from ..config import Config, ConfigError, load, merge, resolve, suggest
+from ..training.plugins import load_function
+from .checks import check
+from .domain import Domain, repaired
+from .probes import Probe, every, explored
 
 HERE = Path(__file__).resolve().parent.parent
 DIRECTORIES = (HERE / "search_spaces", HERE.parent / "search_spaces")  # installed; in a checkout
-
-
-class Domain(BaseModel):
-    """The values of one key: exactly one kind."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
-    log: tuple[float, float] | None = None
-    uniform: tuple[float, float] | None = None
-    whole: tuple[int, int] | None = Field(None, alias="int")
-    choice: list[Any] | None = Field(None, min_length=1)
-    step: float | None = Field(None, gt=0)
-
-    @model_validator(mode="after")
-    def one_kind(self) -> Domain:
-        given = {"log": self.log, "uniform": self.uniform, "int": self.whole, "choice": self.choice}
-        kinds = [kind for kind, value in given.items() if value is not None]
-        if len(kinds) != 1:
-            raise ValueError(f"needs exactly one of log, uniform, int, choice; has {', '.join(kinds) or 'none'}")
-        kind = kinds[0]
-        if kind != "choice":
-            low, high = self.ends()
-            if low >= high or (kind == "log" and low <= 0):
-                raise ValueError(f"{kind}: [{low}, {high}]: needs {'0 < ' if kind == 'log' else ''}low < high")
-        elif self.step is not None:
-            raise ValueError("step: a choice has none")
-        return self
-
-    def ends(self) -> list[Any]:
-        """The extreme values, to be tried against the configuration before anything runs."""
-        return list(self.choice or self.log or self.uniform or self.whole or [])
-
-    def tune(self) -> Any:
-        """The Ray Tune domain."""
-        from ray import tune
-
-        if self.choice is not None:
-            return tune.choice(self.choice)
-        if self.whole is not None:
-            low, high = self.whole
-            return tune.qrandint(low, high, round(self.step)) if self.step else tune.randint(low, high + 1)
-        if self.log is not None:
-            return tune.qloguniform(*self.log, self.step) if self.step else tune.loguniform(*self.log)
-        assert self.uniform is not None
-        return tune.quniform(*self.uniform, self.step) if self.step else tune.uniform(*self.uniform)
+UNKNOWN = object()
+Alternatives = Annotated[tuple[Domain, ...], Field(min_length=1)]
 
 
 class Space(BaseModel):
-    """A search space; see the module's docstring."""
+    """A search space; see the module's docstring.
+
+    A point (of `start`, `grid`, `prior_point`) holds values of keys that are active together, by config
+    paths; that of a function by the names of its trial's parameters.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = Field(pattern=r"^[\w.-]+$")
     fix: dict[str, Any] = {}
-    search: dict[str, Domain] = Field(min_length=1)
+    search: dict[str, Alternatives] = {}
     start: list[dict[str, Any]] = []
+    function: str | None = None
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def listed(cls, search: Any) -> Any:
+        if not isinstance(search, Mapping):
+            return search
+        return {key: value if isinstance(value, list | tuple) else [value] for key, value in search.items()}
+
+    @field_serializer("search")
+    def unlisted(self, search: dict[str, tuple[Domain, ...]]) -> dict[str, Any]:
+        return {key: domains[0] if len(domains) == 1 else list(domains) for key, domains in search.items()}
+
+    @field_validator("start")
+    @classmethod
+    def repaired_start(cls, start: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: repaired(value) for key, value in point.items()} for point in start]
+
+    @model_validator(mode="after")
+    def one_source(self) -> Space:
+        if bool(self.search) == bool(self.function):
+            raise ValueError("needs either search, a mapping of config paths, or function: module:function")
+        return self
+
+    @cached_property
+    def fixed(self) -> dict[str, Any]:
+        """`fix` by config paths."""
+        return flat(self.fix)
 
     @property
     def method(self) -> str:
-        return self.fix.get("method", Config.model_fields["method"].default)
+        return self.methods[0]
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that it can suggest."""
+        default = self.fixed.get("method", Config.model_fields["method"].default)
+        if self.function or "method" in self.search:
+            return list(dict.fromkeys(values.get("method", default) for _, values in self.runs))
+        return [default]
+
+    @property
+    def searched(self) -> list[str]:
+        """The config paths that it sets."""
+        return list(self.search or dict.fromkeys(key for _, values in self.runs for key in values))
+
+    @cached_property
+    def runs(self) -> list[tuple[dict[str, Domain], dict[str, Any]]]:
+        """(what it asks for, what it suggests), with every parameter at each of its ends at least once."""
+        return [(probe.domains, values) for probe, values in explored(self.suggest)]
+
+    @property
+    def parameters(self) -> dict[str, Domain]:
+        """The domains by the names under which Optuna knows them."""
+        if self.function:
+            return {name: domain for domains, _ in self.runs for name, domain in domains.items()}
+        return {name: domain for key in self.order for name, domain in self.alternatives(key)}
+
+    def alternatives(self, key: str) -> Iterator[tuple[str, Domain]]:
+        """A key's domains with a name for each: one name may only ever have one range."""
+        for number, domain in enumerate(self.search[key]):
+            conditions = {on: "+".join(map(str, values)) for on, values in (domain.when or {}).items()}
+            if len(conditions) > 1:
+                conditions = {on: f"{on}={values}" for on, values in conditions.items()}
+            yield f"{key}@{','.join(conditions.values())}" if number else key, domain
+
+    @cached_property
+    def order(self) -> list[str]:
+        """The keys as in the file, but each behind those that its conditions name.
+
+        Raises:
+            ConfigError: conditions that go round in a circle.
+        """
+        needs = {key: {on for domain in of for on in domain.when or ()} for key, of in self.search.items()}
+        order: list[str] = []
+        while waiting := [key for key in self.search if key not in order]:
+            ready = next((key for key in waiting if not needs[key] & set(waiting)), None)
+            if ready is None:
+                circle = [waiting[0]]
+                while circle[-1] not in circle[:-1]:
+                    circle.append(next(key for key in waiting if key in needs[circle[-1]]))
+                circle = circle[circle.index(circle[-1]) :]
+                raise ConfigError(f"search: {circle[0]}: when: depends on itself: {' → '.join(circle)}")
+            order.append(ready)
+        return order
+
+    def walk(self, choose: Callable[[str, str, Domain], Any]) -> Iterator[tuple[str, str, Domain, Any]]:
+        """(key, name, domain, value) of the active keys; `choose` gives a value, or UNKNOWN: no condition holds."""
+        known = dict(self.fixed)
+        for key in self.order:
+            for name, domain in self.alternatives(key):
+                if domain.holds(known):
+                    value = known[key] = choose(key, name, domain)
+                    yield key, name, domain, value
+                    break
+
+    def suggest(self, trial: Any) -> dict[str, Any]:
+        """Config values of the active keys, asked of an Optuna trial, or of anything that answers like one.
+
+        Raises:
+            ConfigError: a function that does not return config values.
+        """
+        if self.function is None:
+            return {key: value for key, _, _, value in self.walk(lambda _, name, domain: domain.suggest(trial, name))}
+        values = load_function("space", self.function)(trial)
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{self.function}: returned {values!r:.40}, expected a mapping of config values")
+        try:
+            return flat(values)
+        except ConfigError as error:
+            raise ConfigError(f"{self.function}: {error}") from None
+
+    def domains_at(self, point: Mapping[str, Any]) -> dict[str, Domain]:
+        """The domains of a point's active keys, whether it has values for them or not."""
+        if self.function is None:
+            return {key: domain for key, _, domain, _ in self.walk(lambda key, *_: point.get(key, UNKNOWN))}
+        probe = Probe(lambda name, domain: point.get(name, domain.ends()[0]))
+        self.suggest(probe)
+        return probe.domains
+
+    def active(self, values: Mapping[str, Any]) -> list[str]:
+        """The keys that are searched at a point, in order."""
+        return list(self.domains_at(values))
+
+    def params(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A point by the names under which Optuna knows its keys, e.g. for `study.enqueue_trial`."""
+        if self.function:
+            return dict(values)
+        found = self.walk(lambda key, *_: values.get(key, UNKNOWN))
+        return {name: value for _, name, _, value in found if value is not UNKNOWN}
+
+    def prior_point(self, rng: random.Random) -> dict[str, Any]:
+        """A point near what is expected: values of the active keys that have a prior."""
+        if self.function:
+            return {}
+        found = self.walk(lambda key, name, domain: UNKNOWN if domain.prior is None else domain.around(rng))
+        return {key: value for key, _, _, value in found if value is not UNKNOWN}
+
+    def grid(self, points: int = 5) -> list[dict[str, Any]]:
+        """Every distinct point of a grid: all values of choices and steps, `points` of other domains, ends included."""
+        found = [
+            params if self.function else values
+            for params, values in every(self.suggest, lambda _, domain: domain.grid(points))
+        ]
+        return list({repr(point): point for point in found}.values())
+
+    def example(self) -> dict[str, Any]:
+        """Config values of one valid point: the first start point, completed, or else of first ends."""
+        return self.complete(self.start[0] if self.start else {})
+
+    def complete(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """A point's config values, with first ends where it has none."""
+        if self.function is None:
+            found = self.walk(lambda key, _, domain: point.get(key, domain.ends()[0]))
+            return {key: value for key, _, _, value in found}
+        return self.suggest(Probe(lambda name, domain: point.get(name, domain.ends()[0])))
+
+
+def flat(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A config layer by dotted paths; unknown ones are refused."""
+    merged: dict[str, Any] = {}
+    merge(merged, layer)
+    found = {}
+    for key, value in merged.items():
+        found.update({f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value})
+    return found
 
 
 def find(name: str | Path) -> Path:
@@ -97,64 +231,55 @@ def find(name: str | Path) -> Path:
 
 
 def read(name: str | Path) -> Space:
-    """Load and check a space: its keys are config paths, its ends and start points make valid configurations.
+    """Load and check a space: a file, the name of one that ships with the package, or `module:function`.
 
     Raises:
         ConfigError: in one line, naming the key.
     """
-    path = find(name)
-    content = load(path)
-    content.setdefault("name", path.stem)
+    function = str(name) if ":" in str(name) and not Path(name).exists() else None
+    path = Path(name) if function else find(name)
+    content: dict[str, Any] = {"function": function} if function else load(path)
+    content.setdefault("name", function.rpartition(":")[2] if function else path.stem)
     try:
         space = Space.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ": ".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            known = ("log", "uniform", "int", "choice", "step") if len(first["loc"]) > 1 else tuple(Space.model_fields)
-            raise ConfigError(f"{path}: {where}: unknown key{suggest(str(first['loc'][-1]), known)}") from None
-        raise ConfigError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
-    known_paths = set(paths())
-    for key in space.search:
-        if key not in known_paths:
-            raise ConfigError(f"{path}: search: {key}: no config path{suggest(key, known_paths)}")
+        raise ConfigError(f"{path}: {told(error)}") from None
     check(space, path)
     return space
 
 
-def check(space: Space, path: Path) -> None:
-    """Resolve one configuration for every end of every domain and for every start point."""
-    anywhere = {key: domain.ends()[0] for key, domain in space.search.items()}
-    points = [{**anywhere, key: end} for key, domain in space.search.items() for end in domain.ends()]
-    for number, start in enumerate(space.start, 1):
-        for key in start:
-            if key not in space.search:
-                raise ConfigError(f"{path}: start point {number}: {key} is not searched{suggest(key, space.search)}")
-        points.append({**anywhere, **start})
-    for point in points:
-        try:
-            resolve(space.fix, point)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
-
-
-def domains(space: Space) -> dict[str, Any]:
-    """Ray Tune's param_space."""
-    return {key: domain.tune() for key, domain in space.search.items()}
+def told(error: ValidationError) -> str:
+    """The first thing pydantic found wrong, in one line."""
+    first = error.errors()[0]
+    where = ": ".join(part for part in first["loc"] if isinstance(part, str))
+    if first["type"] == "extra_forbidden":
+        fields = (Domain if len(first["loc"]) > 1 else Space).model_fields
+        known = [field.alias or name for name, field in fields.items()]
+        return f"{where}: unknown key{suggest(str(first['loc'][-1]), known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] != "value_error":
+        message = f"{first['input']!r:.40}: {message[0].lower()}{message[1:]}"
+    return f"{where}: {message}" if where else message
 
 
 def at_border(space: Space, suggested: Mapping[str, Any], margin: float = 0.05) -> list[str]:
-    """The keys whose suggested value lies within `margin` of its range's end: the best may be outside."""
-    import math
-
+    """The keys whose value lies within `margin` of an end of their range that could lie further out: the best may be
+    there. A function's ranges belong to its parameters, not to config paths; nothing is said of them."""
+    if space.function:
+        return []
     found = []
-    for key, value in suggested.items():
-        domain = space.search.get(key)
-        ends = domain and (domain.log or domain.uniform)
-        if not domain or not ends:
+    for key, domain in space.domains_at(suggested).items():
+        if key not in suggested or domain.choice is not None:
             continue
-        scale = math.log if domain.log else float
-        low, high, at = scale(ends[0]), scale(ends[1]), scale(value)
-        if min(at - low, high - at) < margin * (high - low):
+        share = domain.share(suggested[key])
+        if min(share, 1 - share) < margin and allowed(space, {**suggested, key: domain.beyond(share)}):
             found.append(key)
     return found
+
+
+def allowed(space: Space, values: Mapping[str, Any]) -> bool:
+    try:
+        resolve(space.fix, values)
+    except ConfigError:
+        return False
+    return True

@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..config import ConfigError, suggest
-from .ledger import FILE
+from .ledger import FILE, read
+
+KEPT = 3  # checkpoints of a search's best trials
 
 
 def root(storage: str) -> Path:
@@ -72,6 +74,21 @@ def studies(storage: Path) -> list[Path]:
     return sorted(found, key=lambda d: (d / FILE).stat().st_ctime)
 
 
+def newest(root: Path, name: str, kind: str) -> Path:
+    """The latest study called `name`, or `name-2`, … as `create` calls them.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = [d for d in studies(root) if d.name == name or d.name.removeprefix(f"{name}-").isdigit()]
+    found = [d for d in found if read(d).header.get("kind") == kind]
+    if not found:
+        raise ConfigError(
+            f"--resume: no {kind} of this configuration in {root}; leave --resume out to begin one, or name it: --study"
+        )
+    return found[-1]
+
+
 @contextmanager
 def driver_lock(directory: Path) -> Iterator[None]:
     """One driver per study; the operating system lets go of the lock when the process ends, however it ends.
@@ -89,3 +106,16 @@ def driver_lock(directory: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def driver(directory: Path) -> str | None:
+    """The process that is driving a study now, if any."""
+    path = directory / ".driver"
+    if not path.exists():
+        return None
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return file.read() or "?"
+    return None

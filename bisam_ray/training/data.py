@@ -12,6 +12,7 @@ inputs (N, …) floating point, targets (N,) integers from 0. It is split here, 
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,25 +63,43 @@ class Splits:
 
 
 def load(config: Data) -> Splits:
-    """Read, normalise, split by `split_seed`, and flip labels by `noise_seed`.
+    """Read, normalise, split by `split_seed` and `fold`, and flip labels by `noise_seed`.
 
     Inputs are standardised by the mean and deviation of train ∪ hyper. Symmetric noise p flips exactly round(p·n)
     labels of each of train, hyper and val to one of the other classes, uniformly.
     """
     x, y = digits() if config.name == "digits" else own(config.name)
     classes = int(y.max()) + 1
-    order = torch.randperm(len(y), generator=seeded(config.split_seed, 1))
-    sizes = [round(share * len(y)) for share in SHARES.values()]
-    parts = order.split([*sizes, len(y) - sum(sizes)])
-    if min(len(part) for part in parts) == 0:
-        raise ConfigError(f"data.name={config.name}: {len(y)} examples are too few for four splits")
-    fit = x[torch.cat(parts[:2])]
+    parts = partition(config, len(y))
+    fit = x[torch.cat([parts["train"], parts["hyper"]])]
     x = (x - fit.mean()) / fit.std().clamp_min(1e-8)
-    splits = {name: Split(x[part], y[part]) for name, part in zip((*SHARES, "test"), parts, strict=True)}
+    splits = {name: Split(x[part], y[part]) for name, part in parts.items()}
     noise = seeded(config.noise_seed, 2)
     for name in SHARES:
         splits[name] = Split(splits[name].x, flip(splits[name].y, config.label_noise, classes, noise))
     return Splits(**splits, classes=classes)
+
+
+def partition(config: Data, size: int) -> dict[str, Tensor]:
+    """Indices of each split's examples.
+
+    `split_seed` draws test and the order of the others, which are train, hyper and val from front to back. Fold f
+    turns that order by f·|val|: val is then the f-th piece from behind. Folds have pairwise disjoint val as long as
+    (f + 1)·|val| ≤ |train ∪ hyper ∪ val|; the fold after those takes what is left and wraps around; more there are not.
+
+    Raises:
+        ConfigError: too few examples, or no such fold.
+    """
+    sizes = [round(share * size) for share in SHARES.values()]
+    if min(*sizes, size - sum(sizes)) <= 0:
+        raise ConfigError(f"data.name={config.name}: {size} examples are too few for four splits")
+    largest = math.ceil(sum(sizes) / sizes[-1]) - 1
+    if config.fold > largest:
+        raise ConfigError(
+            f"data.fold={config.fold}: data.name={config.name} has folds 0 to {largest} (nearest: {largest})"
+        )
+    pool, test = torch.randperm(size, generator=seeded(config.split_seed, 1)).tensor_split([sum(sizes)])
+    return dict(zip(SHARES, pool.roll(config.fold * sizes[-1]).split(sizes), strict=True)) | {"test": test}
 
 
 def digits() -> tuple[Tensor, Tensor]:

@@ -20,12 +20,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..config import Config, ConfigError, Optim
+from ..config import Config, ConfigError, Optim, Scale
 from ..optim import shapes
 from ..optim.comm import Comm, Roles, Solo
 from ..optim.lets import LETS
@@ -75,20 +76,26 @@ class Evaluation:
     halves: tuple[float, float]
 
 
-def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None = None) -> Iterator[EpochRecord]:
+def run(
+    config: Config,
+    comm: Comm | None = None,
+    state: dict[str, Any] | None = None,
+    after_step: Callable[[int], None] = lambda of: None,
+) -> Iterator[EpochRecord]:
     """Train, yielding an `EpochRecord` after every epoch.
 
     Args:
         config: the resolved configuration.
         comm: the other processes of a data-parallel run.
         state: what an earlier record's `state()` returned: continue after that epoch.
+        after_step: called after every step with the number of steps of an epoch.
 
     Raises:
         Diverged: the training loss is not finite.
     """
     comm = comm or Solo()
     torch.set_num_threads(config.scale.threads)
-    device = torch.device("cuda" if config.scale.gpus_per_worker else "cpu")
+    device = device_of(config.scale)
 
     optim, seed, batch_size = config.optim, config.seed, config.data.batch_size
     learned = optim.radius == "learned"
@@ -207,6 +214,7 @@ def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None =
                 counted += row.isfinite()
                 row.nan_to_num_(0.0, 0.0, 0.0)
             totals += row
+            after_step(epoch_steps)
         totals /= epoch_steps if scaler is None else counted
         synchronise(comm, totals, list(model.buffers()), radius)
         means = dict(zip(STEP_METRICS, totals.tolist(), strict=True))
@@ -222,6 +230,7 @@ def run(config: Config, comm: Comm | None = None, state: dict[str, Any] | None =
             **{k: v for k, v in means.items() if learned or not k.startswith("lets/")},
             "val/loss": now.loss,
             "val/accuracy": now.accuracy,
+            "val/standard_error": math.sqrt(now.accuracy * (1 - now.accuracy) / len(val)),
             "best/val_accuracy": best["val_accuracy"],
             "cost/gradients": cost,
             "cost/seconds": seconds,
@@ -362,8 +371,28 @@ def radius_shape(optim: Optim, total_steps: int) -> Callable[[float], float]:
         raise ConfigError(f"optim.rho_schedule={error}") from None
 
 
+def device_of(scale: Scale) -> torch.device:
+    """Where a worker computes; it may allocate no more of its GPU's memory than its share of the GPU."""
+    if not scale.gpus_per_worker:
+        return torch.device("cpu")
+    torch.cuda.set_per_process_memory_fraction(min(1.0, scale.gpus_per_worker))
+    return torch.device("cuda")
+
+
+def members(config: Config, state: dict[str, Any]) -> list[tuple[Config, dict[str, Any]]]:
+    """The single runs of a checkpoint: itself, or one for every fold (training/folds.py)."""
+    return [(on_fold(config, i), single) for i, single in enumerate(state.get("folds", [state]))]
+
+
+def on_fold(config: Config, i: int) -> Config:
+    """The same configuration i folds and i seeds on."""
+    data_section = config.data.model_copy(update={"fold": config.data.fold + i})
+    return config.model_copy(update={"seed": config.seed + i, "data": data_section})
+
+
 def trained(config: Config, state: dict[str, Any]) -> tuple[nn.Module, Tensor]:
-    """The network of a checkpoint's state, on the CPU in evaluation mode, and a few inputs for it."""
+    """The network of a checkpoint's state (of its first fold), on the CPU in evaluation mode, and some inputs."""
+    config, state = members(config, state)[0]
     splits = data.load(config.data)
     model = models.build(config.model.name, tuple(splits.train.x.shape[1:]), splits.classes)
     model.load_state_dict(state["model"])
@@ -371,8 +400,15 @@ def trained(config: Config, state: dict[str, Any]) -> tuple[nn.Module, Tensor]:
 
 
 def evaluate(config: Config, state: dict[str, Any], split: str) -> Evaluation:
-    """Accuracy of a checkpoint's state on one split of its own data."""
-    return assess(trained(config, state)[0], getattr(data.load(config.data), split))
+    """Accuracy of a checkpoint's state on one split of its own data; the mean over its folds."""
+    return mean_evaluation(
+        [assess(trained(*one)[0], getattr(data.load(one[0].data), split)) for one in members(config, state)]
+    )
+
+
+def mean_evaluation(found: list[Evaluation]) -> Evaluation:
+    even, odd = (fmean(e.halves[half] for e in found) for half in (0, 1))
+    return Evaluation(fmean(e.loss for e in found), fmean(e.accuracy for e in found), (even, odd))
 
 
 @torch.no_grad()

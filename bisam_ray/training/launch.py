@@ -10,20 +10,19 @@ tell which of them it is in.
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import os
-import secrets
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from statistics import fmean, median
+from typing import Any, NamedTuple
 
 from ..config import Config, ConfigError
+from .cluster import connect, cpus
 from .plugins import load_function
 
 CHECKPOINT_EVERY_S = 5.0  # a kill costs at most this much work, a short run writes no more than its last epoch
@@ -40,13 +39,19 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be made: its name, its configuration, where its checkpoint lies, and whether to look at test."""
+    """One run to be made: its name, its configuration, where its checkpoint lies, and whether to look at test.
+
+    `folds` > 1: the configuration on several folds at once (folds.py). `save_at`: epochs after which the checkpoint is
+    saved in any case, such as the rungs at which a scheduler may stop the run and later take it up again.
+    """
 
     name: str
     config: Config
     checkpoint: Path
     test: bool = True
     resume: bool = False
+    folds: int = 1
+    save_at: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,26 +63,74 @@ class Failure:
 
 
 def steps(job: Job, comm: Any = None) -> Iterator[Epoch]:
-    """Train `job`, saving its checkpoint every few seconds and after the last epoch.
+    """Train `job`, saving its checkpoint every few seconds, after the epochs of `save_at` and after the last.
 
     With `resume`, continues from the checkpoint if there is one. The last `Epoch` carries the final metrics: on val,
     and on test if the job asks for it; this is the only place where test is ever looked at.
     """
-    from . import checkpoint, engine
+    from . import checkpoint, engine, folds
 
     state = None
     if job.resume and job.checkpoint.exists():
         stored, state = checkpoint.load(job.checkpoint)
         if stored != job.config:
             raise ConfigError(f"{job.checkpoint}: belongs to another configuration ({stored.digest()})")
+        if (stored_folds := len(engine.members(stored, state))) != job.folds:
+            raise ConfigError(f"{job.checkpoint}: of a run on folds={stored_folds}, not {job.folds}")
     writer = comm is None or getattr(comm, "everyone", comm).rank == 0  # of two roles, one process writes
     saved = time.monotonic()
-    for record in engine.run(job.config, comm, state):
+    one = job.folds == 1
+    for record in engine.run(job.config, comm, state) if one else folds.run(job.config, job.folds, comm, state):
         last = record.epoch == job.config.train.epochs
-        if writer and (last or time.monotonic() - saved > CHECKPOINT_EVERY_S):
+        due = last or record.epoch in job.save_at or time.monotonic() - saved > CHECKPOINT_EVERY_S
+        if writer and due:
             checkpoint.save(job.checkpoint, job.config, record.state())
             saved = time.monotonic()
         yield Epoch(record.epoch, record.metrics, final_metrics(record, job.test) if last else None)
+
+
+class Measured(NamedTuple):
+    """What a step costs here, in seconds, and how many an epoch has."""
+
+    seconds_per_step: float
+    steps_per_epoch: int
+
+
+def measure(config: Config, seconds: float = 3.0) -> Measured:
+    """Time a few real steps of a run in this process, of all its workers' examples; nothing is kept.
+
+    The median over blocks of steps, each long enough for every kind of step that the method alternates between. Loading
+    the data and the first three steps are not counted; the run is broken off after `seconds` more (at least one step).
+    """
+    from . import engine
+
+    class Enough(Exception):
+        pass
+
+    marks, steps_per_epoch = [time.perf_counter()], 0
+    period = config.optim.every * config.lets.every
+
+    def after_step(of: int) -> None:
+        nonlocal steps_per_epoch
+        steps_per_epoch = of
+        if config.scale.gpus_per_worker:
+            import torch
+
+            torch.cuda.synchronize()
+        marks.append(time.perf_counter())
+        if len(marks) > WARM_UP + 1 and marks[-1] - marks[WARM_UP] > seconds:
+            raise Enough
+
+    with suppress(Enough, engine.Diverged):
+        for _ in engine.run(config, after_step=after_step):
+            pass
+    took = [after - before for before, after in pairwise(marks)]
+    took = took[WARM_UP:] or took[-1:]
+    blocks = [took[i : i + period] for i in range(0, len(took) - period + 1, period)] or [took]
+    return Measured(median(map(fmean, blocks)), steps_per_epoch)
+
+
+WARM_UP = 3  # steps; the first ones allocate, compile and choose kernels
 
 
 def final_metrics(record: Any, test: bool) -> dict[str, float]:
@@ -95,52 +148,11 @@ def final_metrics(record: Any, test: bool) -> dict[str, float]:
     return final
 
 
-def connect() -> None:
-    """Join the cluster named by RAY_ADDRESS, or start a quiet local one that only this process can talk to."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean what they meant to the user
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run`: workers use this environment as it is
-    os.environ.setdefault(
-        "TUNE_DISABLE_SIGINT_HANDLER", "1"
-    )  # it swallows the first Ctrl-C, and stays after the search
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS")
-    if not address and "ray" not in sys.modules:  # Ray reads these once, when it is imported
-        # a token of this process's own: nobody else on the network may join, and no token file is left in the home
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ.setdefault("RAY_worker_niceness", "0")  # else any other work on the machine starves the runs
-    import ray
-
-    if ray.is_initialized():
-        return
-    terminated = signal.getsignal(signal.SIGTERM)
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
-    if address:
-        ray.init(address=address, **quiet)
-    else:
-        # ray.init waits seconds for its processes: what a search needs is imported meanwhile
-        threading.Thread(target=importlib.import_module, args=("ray.tune",), daemon=True).start()
-        ray.init(address="local", include_dashboard=False, num_cpus=os.cpu_count(), **quiet)
-    if callable(terminated) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, terminated)  # Ray put its own there, which aborts
-
-
-def cpus() -> int:
-    """Processors of the cluster that `connect` joined."""
-    import ray
-
-    return int(ray.cluster_resources().get("CPU", 1))
-
-
-def check_feasible(config: Config) -> None:
+def check_feasible(config: Config, folds: int = 1) -> None:
     """Refuse, before anything starts, what cannot run here.
 
-    A network or data set that cannot be imported; workers that the machine does not have, for which Ray would wait
-    for ever.
+    A network or data set that cannot be imported; more folds than the data have; workers that the machine does not
+    have, for which Ray would wait for ever.
 
     Raises:
         ConfigError: naming the largest number that fits.
@@ -153,6 +165,15 @@ def check_feasible(config: Config) -> None:
 
         radius_shape(config.optim, total_steps=1)
     scale = config.scale
+    if folds > 1 and scale.workers > 1:
+        raise ConfigError(f"scale.workers={scale.workers}: {folds} folds are trained in one process (nearest: 1)")
+    if folds > 1:
+        from . import data, engine
+
+        try:
+            data.load(engine.on_fold(config, folds - 1).data)
+        except ConfigError as error:
+            raise ConfigError(f"--folds {folds}: {error}") from None
     if config.data.batch_size % scale.workers:
         raise ConfigError(
             f"scale.workers={scale.workers}: data.batch_size={config.data.batch_size} cannot be divided among them"
@@ -162,7 +183,7 @@ def check_feasible(config: Config) -> None:
 
         if torch.cuda.device_count() < scale.workers * scale.gpus_per_worker:
             raise ConfigError(
-                f"scale.gpus_per_worker={scale.gpus_per_worker}: this machine has {torch.cuda.device_count()} GPUs "
+                f"scale.gpus_per_worker={scale.gpus_per_worker:g}: this machine has {torch.cuda.device_count()} GPUs "
                 f"for {scale.workers} workers"
             )
     if scale.workers > 1:
@@ -178,19 +199,27 @@ def check_feasible(config: Config) -> None:
 
 def launch(job: Job) -> Iterator[Epoch]:
     """One run, in this process or distributed, as its configuration says."""
-    check_feasible(job.config)
-    return steps(job) if job.config.scale.workers == 1 else distributed(job)
+    check_feasible(job.config, job.folds)
+    if job.config.scale.workers == 1:
+        return steps(job)
+    from .trainer import distributed
+
+    return distributed(job)
 
 
-def parallel(jobs: Iterable[Job], at_once: int) -> Iterator[tuple[Job, Epoch | Failure]]:
-    """Many runs in `at_once` reused actors; yields what each tells, as it comes.
+def parallel(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, Epoch | Failure]]:
+    """Many runs of equal needs in `at_once` reused actors; yields what each tells, as it comes.
 
     A run that raises, or whose process dies, ends with a `Failure` and disturbs no other.
     """
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
-    Worker = ray.remote(Runner)
+    scale = jobs[0].config.scale
+    inside = scale.workers == 1  # else the runs' own workers hold what they need
+    Worker = ray.remote(Runner).options(
+        num_cpus=scale.threads if inside else 0, num_gpus=scale.gpus_per_worker if inside else 0
+    )
     waiting = iter(jobs)
     streams: dict[Any, tuple[Job, Any]] = {}
 
@@ -226,87 +255,4 @@ class Runner:
     """An actor that makes one run after the other: the imports are paid once."""
 
     def steps(self, job: Job) -> Iterator[Epoch]:
-        yield from steps(job)
-
-
-def distributed(job: Job, max_failures: int = 2) -> Iterator[Epoch]:
-    """One run under a TorchTrainer with `scale.workers` workers; a lost worker restarts from the last checkpoint."""
-    if not job.resume:
-        job.checkpoint.unlink(missing_ok=True)  # workers that are started again continue from what lies there
-    connect()
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.util.queue import Empty, Queue
-
-    scale = job.config.scale
-    queue = Queue(actor_options={"num_cpus": 0})
-    trainer = TorchTrainer(
-        worker_loop,
-        train_loop_config={"job": job, "queue": queue},
-        scaling_config=ScalingConfig(
-            num_workers=scale.workers,
-            use_gpu=scale.gpus_per_worker > 0,
-            resources_per_worker={"CPU": 1, **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {})},
-            placement_strategy=scale.placement.upper(),
-        ),
-        run_config=RunConfig(
-            # a used name would silently resume, and train nothing
-            name=f"{job.name}-{secrets.token_hex(4)}",
-            storage_path=str(job.checkpoint.parent / "ray_train"),
-            failure_config=FailureConfig(max_failures=max_failures),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    problem: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            problem.append(error)
-
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    seen = 0
-    while thread.is_alive() or queue.qsize():
-        try:
-            message: Epoch = queue.get(timeout=0.2)
-        except Empty:
-            continue
-        if message.epoch > seen:  # after a restart, epochs between the checkpoint and the failure come again
-            seen = message.epoch
-            yield message
-            if message.final is not None:
-                break
-    thread.join()
-    queue.shutdown()
-    if problem and seen < job.config.train.epochs:
-        raise problem[0]
-
-
-def worker_loop(config: dict[str, Any]) -> None:
-    """What each worker of the trainer does."""
-    import ray.train
-
-    from ..optim.comm import Distributed, Roles
-
-    job: Job = config["job"]
-    if ray.train.get_checkpoint() is None and job.checkpoint.exists():
-        job = Job(job.name, job.config, job.checkpoint, job.test, resume=True)
-    comm = Roles() if job.config.optim.schedule == "parallel" else Distributed()
-    for epoch in steps(job, comm):
-        if ray.train.get_context().get_world_rank() == 0:
-            config["queue"].put(epoch)
-        ray.train.report(epoch.metrics)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    names = ("bisam-ray", "torch", "ray", "optuna", "mlflow", "numpy", "scikit-learn")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+        yield from launch(job)

@@ -12,6 +12,7 @@ from torch import nn
 from bisam_ray.config import ConfigError, resolve
 from bisam_ray.optim.comm import Distributed
 from bisam_ray.training import checkpoint, engine, launch
+from bisam_ray.training.cluster import connect
 
 
 def plain_network(shape, classes):
@@ -64,7 +65,7 @@ def cluster(tmp_path_factory):
     before, here = os.getcwd(), tmp_path_factory.mktemp("user")
     (here / "mine.py").write_text("import os\n\n\ndef dying(shape, classes):\n    os._exit(1)\n")
     os.chdir(here)
-    launch.connect()
+    connect()
     yield
     import ray
 
@@ -138,7 +139,7 @@ def four_processors(monkeypatch, tmp_path_factory):
     monkeypatch.chdir(tmp_path_factory.mktemp("four"))
     with monkeypatch.context() as patched:
         patched.setattr(os, "cpu_count", lambda: 4)
-        launch.connect()
+        connect()
     yield
     ray.shutdown()
 

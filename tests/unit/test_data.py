@@ -1,5 +1,6 @@
 """Splits are disjoint, noise is exact, streams are functions of the step."""
 
+import hashlib
 import sys
 from types import SimpleNamespace
 
@@ -48,6 +49,47 @@ def test_all_labels_wrong_is_possible():
 
 def test_the_split_seed_draws_other_splits():
     assert rows(data.load(Data()).test) != rows(data.load(Data(split_seed=1)).test)
+
+
+def test_fold_0_is_the_split_of_always():
+    """The indices, by their hash, from before there were folds."""
+    for seed, size, known in [
+        (0, 1797, "71e9d4bafdc06147"),
+        (7, 1797, "c54a23c1324c5193"),
+        (0, 40, "7d499160a514c346"),
+    ]:
+        parts = data.partition(Data(split_seed=seed), size)
+        assert list(parts) == ["train", "hyper", "val", "test"]
+        assert hashlib.sha256(torch.cat(list(parts.values())).numpy().tobytes()).hexdigest()[:16] == known
+    assert [len(part) for part in parts.values()] == [19, 3, 7, 11]
+
+
+def test_folds_have_another_val_each_and_the_same_test():
+    folds = [data.partition(Data(split_seed=3, fold=fold), 1797) for fold in range(5)]
+    vals = [set(parts["val"].tolist()) for parts in folds]
+    assert all(len(val) == 300 for val in vals)
+    assert all(vals[a].isdisjoint(vals[b]) for a in range(4) for b in range(a))
+    pool = set(range(1797)) - set(folds[0]["test"].tolist())
+    assert set.union(*vals) == pool  # the fifth takes what the four leave, and wraps around
+    for parts in folds:
+        assert torch.equal(parts["test"], folds[0]["test"])
+        assert [len(parts[name]) for name in ("train", "hyper")] == [850, 150]
+        assert set(torch.cat([parts[name] for name in ("train", "hyper", "val")]).tolist()) == pool
+
+
+def test_a_fold_that_the_data_do_not_have_is_refused():
+    data.load(Data(fold=4))
+    with pytest.raises(ConfigError, match=r"^data\.fold=5: .*0 to 4 \(nearest: 4\)$"):
+        data.load(Data(fold=5))
+
+
+def test_noise_flips_its_share_in_every_split_of_every_fold():
+    for fold in range(1, 5):
+        clean, noisy = data.load(Data(fold=fold)), data.load(Data(fold=fold, label_noise=0.3))
+        for name in ("train", "hyper", "val"):
+            a, b = getattr(clean, name), getattr(noisy, name)
+            assert int((a.y != b.y).sum()) == round(0.3 * len(a))
+        assert torch.equal(clean.test.y, noisy.test.y)
 
 
 def test_a_learned_radius_pays_for_its_hyper_split():

@@ -3,6 +3,7 @@
 import copy
 import math
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -61,7 +62,7 @@ def test_metrics_are_those_of_the_readme():
     *_, learned = engine.run(resolve(QUICK, {"method": "lets-sam"}))
     common = {
         "train/loss", "train/accuracy", "val/loss", "val/accuracy", "sam/rho", "sam/sharpness", "sam/grad_norm",
-        "best/val_accuracy", "cost/gradients", "cost/seconds",
+        "val/standard_error", "best/val_accuracy", "cost/gradients", "cost/seconds",
     }  # fmt: skip
     assert set(fixed.metrics) == common
     assert set(learned.metrics) == common | {"lets/hypergradient", "lets/gap"}
@@ -113,6 +114,56 @@ def test_evaluation_puts_the_model_back(tmp_path):
     before = {k: v.clone() for k, v in record.state()["model"].items()}
     record.evaluate("test", "best")
     same(before, record.state()["model"])
+
+
+def test_a_share_of_a_gpu_is_a_share_of_its_memory(monkeypatch):
+    shares = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    for gpus, kind in [(0, "cpu"), (0.25, "cuda"), (1, "cuda"), (2, "cuda")]:
+        assert engine.device_of(resolve({"scale.gpus_per_worker": gpus}).scale) == torch.device(kind)
+    assert shares == [0.25, 1.0, 1.0]
+
+
+def test_gpus_are_a_share_of_one_or_whole_ones():
+    for gpus, workers, told in [
+        (-1, 1, r"-1: .*greater than or equal to 0 \(nearest: 0"),
+        (1.5, 1, r"1\.5: .*whole number \(nearest: 2\)"),
+        (0.25, 2, r"0\.25: .*cannot share a GPU.*\(nearest: 1\)"),
+    ]:
+        with pytest.raises(ConfigError, match=rf"^scale\.gpus_per_worker={told}") as error:
+            resolve({"scale": {"workers": workers, "gpus_per_worker": gpus}})
+        assert "\n" not in str(error.value)
+    assert resolve({"scale.gpus_per_worker": 0}).digest() == resolve({}).digest()
+
+
+def test_a_step_is_measured_without_a_whole_epoch(monkeypatch):
+    def slow(shape, classes):
+        return torch.nn.Sequential(torch.nn.Flatten(), Slow(), torch.nn.Linear(64, classes))
+
+    class Slow(torch.nn.Module):
+        def forward(self, x):
+            time.sleep(0.01)
+            return x
+
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(slow=slow))
+    config = resolve({"model.name": "mine:slow", "data.batch_size": 1})  # an epoch of 1,000 steps, two passes each
+    began = time.perf_counter()
+    measured = launch.measure(config, seconds=0.5)
+    assert time.perf_counter() - began < 5
+    assert measured.steps_per_epoch == 1000
+    assert 0.02 < measured.seconds_per_step < 0.04
+    every = launch.measure(resolve(config.model_dump(), {"optim.every": 3}), seconds=0.5)
+    assert 0.013 < every.seconds_per_step < 0.03  # of three steps one has two passes; the median step has one
+    few = launch.measure(resolve(config.model_dump(), {"data.batch_size": 600, "train.epochs": 1}))
+    assert few.steps_per_epoch == 1
+    assert few.seconds_per_step > 0.02
+
+
+def test_checkpoints_are_saved_at_the_epochs_that_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "CHECKPOINT_EVERY_S", math.inf)
+    job = launch.Job("run", resolve(QUICK), tmp_path / "run.pt", save_at=(2,))
+    stored = [checkpoint.load(job.checkpoint)[1]["epoch"] if job.checkpoint.exists() else 0 for _ in launch.steps(job)]
+    assert stored == [0, 2, 2, 4]
 
 
 def test_networks_by_name_and_of_ones_own(monkeypatch):

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -21,7 +22,8 @@ import yaml
 from bisam_ray.config import Config, load, resolve
 from bisam_ray.study.ledger import Ledger, Study, read
 from bisam_ray.study.report import render, table
-from bisam_ray.study.series import anytime, chosen, learned_paths, searched, spending
+from bisam_ray.study.selection import winner
+from bisam_ray.study.series import anytime, learned_paths, searched, spending
 
 EPOCHS = 6
 STEP = 1000.0
@@ -272,7 +274,7 @@ def test_series(study: Study) -> None:
         ("trial-2", "pruned"),
         ("trial-5", "killed"),
     ]
-    best = chosen(study, arm)
+    best = winner(study, arm)
     assert best is not None
     assert best.name == "trial-1"
     x, y = spending(study, arm)
@@ -328,6 +330,91 @@ def test_search_alone(tmp_path: Path) -> None:
     assert "62.0 % on validation with rho 0.12, mu 10." in page.text
     assert resolve(load(tmp_path / "s" / "winner.yaml")).optim.rho == 0.12
     assert not (tmp_path / "s" / "figures" / "accuracy.svg").exists()
+
+
+SETTINGS = {"scheduler": "asha", "grace": 2, "rungs": [2], "controls": 2, "confirm": 2, "objectives": ["accuracy"]}
+
+
+def write_big(directory: Path, trials: int, objectives: tuple[str, ...] = ("accuracy",), again: bool = True) -> Study:
+    """Half of the trials are stopped at epoch 2, every tenth is a control; the two best are run again."""
+    arm, settings = "bisam_tanh searched", {**SETTINGS, "objectives": list(objectives)}
+    with Ledger(directory) as ledger:
+        begin(ledger, "search")
+        space = [{"name": "bisam_tanh", "fix": {"method": "bisam-tanh"}, "search": {"optim.rho": {"log": [0.02, 2]}}}]
+        protocol = {"trials": trials, "settings": settings, "val_examples": 300}
+        ledger.write("study", study="big", kind="search", space=space, protocol=protocol)
+        shared = {"phase": "search", "policy": "searched", "arm": arm}
+        for i in range(trials):
+            rho, pruned, control = 0.02 + 1.98 * i / trials, i % 2 == 1, i % 10 == 0
+            config = resolve({"method": "bisam-tanh", "train.epochs": EPOCHS}, {"optim.rho": rho})
+            values = rising(0.5 + 0.4 * ((7 * i) % trials) / trials, 2 if pruned else EPOCHS)
+            more = {"suggested": {"optim.rho": rho}, "number": i, "control": control}
+            run(
+                ledger,
+                f"t{i}",
+                config,
+                accuracies=values,
+                outcome="pruned" if pruned else "completed",
+                **shared,
+                **more,
+            )
+        best = sorted(range(0, trials, 2), key=lambda i: -((7 * i) % trials))[:2] if again else []
+        for replicate in range(3):
+            for place, i in enumerate(best):
+                value = 0.8 + 0.02 * place + 0.01 * replicate  # the second one is better than it had looked
+                where = {**shared, "phase": "final", "trial": f"t{i}", "replicate": replicate}
+                config = resolve({"method": "bisam-tanh", "seed": 100 + replicate})
+                run(ledger, f"t{i}-r{replicate}", config, accuracies=rising(value), **where)
+        ledger.write("finish", outcome="completed")
+    return read(directory)
+
+
+def test_a_confirmed_search(tmp_path: Path) -> None:
+    study = write_big(tmp_path / "s", 40)
+    best = winner(study, "bisam_tanh searched")
+    assert best is not None
+    page = Page(render(study, result()))  # a summary of the re-runs would be none of arms
+    rho = f"{best.begin['suggested']['optim.rho']:.4g}"
+    assert f"Confirmed on 3 fresh draws: rho {rho} reaches 83.0 % [80.5, 85.5] on validation" in page.text
+    assert "the best of 2 candidates from 40 trials (20 completed, 20 pruned)" in page.text
+    assert f"{best.name} · winner" in page.text
+    assert page.source.count("<h2>The search</h2>") == 1
+    for expected in ("40 came to epoch 2, where 20 were stopped", "rank correlation", "2nd in the search", "controls"):
+        assert expected in page.text
+    assert "Learning <wins>" not in page.text
+    assert resolve(load(study.directory / "winner.yaml")) == resolve(best.begin["config"])
+    table = rows(study.directory / "figures" / "rungs.csv")
+    assert len(table) == 20
+    assert sum(row["control"] == "True" for row in table) == 4
+    assert float(table[0]["val_accuracy_early"]) == pytest.approx(float(table[0]["val_accuracy_final"]) / 3)
+    assert not (study.directory / "figures" / "pareto.svg").exists()
+    titles = [e.text or "" for e in ElementTree.parse(study.directory / "figures" / "rungs.svg").iter()]
+    assert sum(" at epoch 2, " in title for title in titles) == 20
+
+
+def test_two_objectives(tmp_path: Path) -> None:
+    study = write_big(tmp_path / "s", 20, ("accuracy", "cost"), again=False)
+    page = Page(render(study, None))
+    assert "on the front of accuracy and cost" in page.text
+    assert "Accuracy against the cost of a run" in page.text
+    assert len(rows(study.directory / "figures" / "pareto.csv")) == 10
+    assert "Confirmed" not in page.text
+
+
+def test_a_thousand_trials(tmp_path: Path) -> None:
+    study = write_big(tmp_path / "s", 1_000)
+    began = time.perf_counter()
+    path = render(study, None)
+    assert time.perf_counter() - began < 20
+    assert path.stat().st_size < 3_000_000
+    page = Page(path)
+    assert "The best 100; 900 more are in trials.csv" in page.text
+    assert len(rows(study.directory / "figures" / "trials.csv")) == 1_000
+
+
+def test_a_comparison_says_what_its_searches_were(study: Study) -> None:
+    page = Page(render(study, result()))
+    assert page.text.index("The search ") < page.text.index("6 trials: ") < page.text.index("too few to tell")
 
 
 @pytest.mark.parametrize("kind", ["compare", "search", "train"])

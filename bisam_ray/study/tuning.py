@@ -1,0 +1,202 @@
+"""A search's trials trained by Ray Tune: the engine inside reused actors, an epoch per step.
+
+Tune places the actors and brings their results; what is tried and what is stopped, `Search` says. Nothing of Tune's own
+is kept: the ledger is the record, and checkpoints are the engine's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import traceback
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+from ..config import Config
+from ..progress import Progress
+from ..training import cluster, launch
+from ..training.launch import Epoch, Failure, Job
+from .search import Search
+from .session import Session
+from .settings import Settings
+from .spaces import Space
+
+
+def search(
+    session: Session,
+    space: Space,
+    layers: Sequence[Mapping[str, Any]],
+    settings: Settings,
+    progress: Progress,
+    arm: str,
+) -> Search:
+    """Make a search, or what the session's ledger does not have of it yet."""
+    if not session.study().of(arm=arm, phase="search"):
+        cluster.connect()  # it takes seconds, in which the rest is imported
+    searching = Search(session, space, layers, settings, progress, arm)
+    if searching.over():
+        return searching
+    cluster.connect()
+    searching.at_once, told = cluster.room(searching.example, settings.concurrency)
+    for line in [told, *searching.announce()]:
+        progress.say(line)
+    train(searching)
+    return searching
+
+
+def train(search: Search) -> None:
+    """Make the trials that `search` asks for, until it asks for no more."""
+    silence()
+    from ray import tune
+
+    directory = search.session.directory / ".tune"
+    adapters = adapter_classes()
+    tuner = tune.Tuner(
+        tune.with_resources(trainable_class(), resources(search.example)),
+        tune_config=tune.TuneConfig(
+            num_samples=-1,
+            search_alg=adapters.Ask(search),
+            scheduler=adapters.Judge(search),
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(directory),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=search.settings.retries),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            callbacks=[adapters.Recorder(search)],
+        ),
+    )
+    tuner.fit()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def resources(config: Config) -> dict[str, float]:
+    """What the trial's own actor holds: everything; or next to nothing (a byte) when its workers do, lest it take the
+    processors that they wait for."""
+    scale = config.scale
+    if scale.workers == 1:
+        return {"CPU": scale.threads, "GPU": scale.gpus_per_worker}
+    return {"memory": 1}
+
+
+def silence() -> None:
+    """Tune writes no tables, no tensorboard files and no snapshots: the ledger is the record."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_SYNCER"] = "1"
+    os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"  # ours are shown once
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+
+
+def trainable_class() -> Any:
+    """One trial after the other in one actor; classes are made on demand, so that importing this module is cheap."""
+    from ray import tune
+
+    def begun(job: Job) -> Generator[Epoch, None, None]:
+        yield from launch.launch(job)  # what fails here is the trial's failure, told with its first epoch
+
+    class Trial(tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None:
+            self.stream = begun(config["job"])
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            """A reused actor starts over from nothing but the new job."""
+            self.cleanup()
+            self.setup(new_config)
+            return True
+
+        def step(self) -> dict[str, Any]:
+            """An epoch. A failure of the trial's own is its result; want of memory is Tune's, which tries again."""
+            from ..training.engine import Diverged
+
+            try:
+                epoch = next(self.stream)
+            except Diverged as error:
+                return {"told": Failure("diverged", str(error)), "done": True}
+            except Exception as error:
+                if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+                    raise
+                return {"told": Failure("failed", "".join(traceback.format_exception(error))[-4000:]), "done": True}
+            return {"told": epoch, "done": epoch.final is not None}
+
+        def cleanup(self) -> None:
+            """Whatever runs elsewhere for this trial ends with it."""
+            self.stream.close()
+
+    return Trial
+
+
+def adapter_classes() -> Any:
+    """Tune's three interfaces to `Search`."""
+    from types import SimpleNamespace
+
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+    from ray.tune.search import Searcher
+
+    def name(trial: Any) -> str:
+        job: Job = trial.config["job"]
+        return job.name
+
+    class Unkept:
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune pickles its parts for Tuner.restore, which is never used
+
+    class Ask(Unkept, Searcher):
+        def __init__(self, search: Search) -> None:
+            super().__init__()
+            self.search, self.running = search, set[str]()
+
+        def suggest(self, trial_id: str) -> Any:
+            if len(self.running) >= self.search.at_once:
+                return None
+            trial = self.search.next()
+            if trial is None:
+                return Searcher.FINISHED
+            self.running.add(trial_id)
+            return {"job": self.search.job(trial)}
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            self.running.discard(trial_id)
+
+        def save(self, checkpoint_path: str) -> None: ...
+
+        def restore(self, checkpoint_path: str) -> None: ...
+
+    class Judge(Unkept, FIFOScheduler):
+        def __init__(self, search: Search) -> None:
+            super().__init__()
+            self.search = search
+
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            goes_on = self.search.tell(name(trial), result["told"])
+            return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+        def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+            self.search.tell(name(trial), result["told"])
+
+    class Recorder(Unkept, tune.Callback):
+        def __init__(self, search: Search) -> None:
+            self.search = search
+
+        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            self.search.begin(self.search.trials[name(trial)])
+
+        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            self.search.begin(self.search.trials[name(trial)])  # it may not even have started
+            error = trial.get_pickled_error() or trial.get_error()
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, Exception) and "Actor" not in type(cause).__name__:
+                told = Failure("failed", "".join(traceback.format_exception(cause))[-4000:])
+            else:
+                why = str(cause).strip().splitlines()[0] if cause else "it did not start"
+                told = Failure("killed", f"the process of this trial died: {why}")
+            self.search.tell(name(trial), told)
+
+    return SimpleNamespace(Ask=Ask, Judge=Judge, Recorder=Recorder)

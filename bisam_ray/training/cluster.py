@@ -1,0 +1,114 @@
+"""The Ray cluster of a session: joining or starting it, what there is room for, and noticing that it died."""
+
+from __future__ import annotations
+
+import _thread
+import importlib
+import importlib.metadata
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from ..config import Config, ConfigError
+
+LOOK_EVERY_S = 2.0
+died: str | None = None
+"""Why the work cannot go on, once the cluster is gone."""
+
+
+def connect() -> None:
+    """Join the cluster named by RAY_ADDRESS, or start a quiet local one that only this process can talk to."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean what they meant to the user
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run`: workers use this environment as it is
+    os.environ.setdefault(
+        "TUNE_DISABLE_SIGINT_HANDLER", "1"
+    )  # it swallows the first Ctrl-C, and stays after the search
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    if not address and "ray" not in sys.modules:  # Ray reads these once, when it is imported
+        # a token of this process's own: nobody else on the network may join, and no token file is left in the home
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else any other work on the machine starves the runs
+    import ray
+
+    if ray.is_initialized():
+        return
+    terminated = signal.getsignal(signal.SIGTERM)
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        # ray.init waits seconds for its processes: what a search needs is imported meanwhile
+        threading.Thread(target=importlib.import_module, args=("ray.tune",), daemon=True).start()
+        ray.init(address="local", include_dashboard=False, num_cpus=os.cpu_count(), **quiet)
+        threading.Thread(target=watch, daemon=True).start()
+    if callable(terminated) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminated)  # Ray put its own there, which aborts
+
+
+def watch() -> None:
+    """Interrupt the main thread when a process of the local cluster is dead: Ray itself would wait for it for ever."""
+    global died
+    import ray
+
+    node = ray._private.worker._global_node
+    while ray.is_initialized() and node is not None:
+        gone = [kind for kind, process in node.dead_processes() if kind in ("raylet", "gcs_server")]
+        if gone and ray.is_initialized():
+            died = f"Ray's {gone[0]} died; what was done is kept, and goes on with --resume"
+            _thread.interrupt_main()
+            return
+        time.sleep(LOOK_EVERY_S)
+
+
+def cpus() -> int:
+    """Processors of the cluster that `connect` joined."""
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def room(config: Config, wanted: int | None) -> tuple[int, str]:
+    """How many trials run at once in the cluster that `launch.connect` joined, and the arithmetic in a line.
+
+    Raises:
+        ConfigError: there is no room for a single one.
+    """
+    import ray
+
+    scale, there = config.scale, ray.cluster_resources()
+    needs: dict[str, float] = {"CPU": scale.threads if scale.workers == 1 else scale.workers}
+    if scale.gpus_per_worker:
+        needs["GPU"] = scale.gpus_per_worker * scale.workers
+    fits = {name: int(there.get(name, 0) / need + 1e-9) for name, need in needs.items()}
+    takes = " and ".join(f"{need:g} {name}{'s' if need > 1 else ''}" for name, need in needs.items())
+    has = " and ".join(f"{there.get(name, 0):g}" for name in needs)
+    most = min(fits.values())
+    if most < 1:
+        short = min(fits, key=lambda name: fits[name])
+        field = "scale.gpus_per_worker" if short == "GPU" else "scale.workers" if scale.workers > 1 else "scale.threads"
+        raise ConfigError(f"{field}: a trial takes {takes}, the cluster has {has}")
+    at_once = min(most, wanted) if wanted else most
+    limited = f" (--concurrency {wanted})" if wanted and wanted < most else ""
+    return at_once, f"{at_once} trials at once{limited}: each takes {takes} of {has}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    names = ("bisam-ray", "torch", "ray", "optuna", "mlflow", "numpy", "scikit-learn")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
