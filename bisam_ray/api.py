@@ -7,19 +7,17 @@ mapping of dotted keys or as keyword arguments for plain names (`method`, `seed`
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import Config, ConfigError, gradients_per_step, load, merge, resolve
-from .progress import Progress, clock
+from .config import Config, ConfigError, load, merge, resolve
+from .progress import Progress
 from .results import Comparison, SearchResult, TrainResult
 from .study import storage as stores
 from .study.ledger import read
 from .study.request import Request, digest, refuse_changes, refuse_searched
-from .study.sampler import GRID
-from .study.settings import UNBOUNDED, Settings
+from .study.settings import Settings
 from .study.spaces import read as read_space
 from .training import launch
 from .training.launch import Job
@@ -191,35 +189,11 @@ def estimate(
         trials, reach [(epoch, trials that probably come so far)], at_once, gradients and most_gradients (gradient
         evaluations × examples, re-runs of the best included), hours; and `told`, the same in lines of text.
     """
+    from .study import estimate as estimating
+
     asked = Request.of(read_space(space), layers(config), dict(overrides or {}), settings)
     launch.check_feasible(asked.example, asked.settings.folds)
-    how, epochs = asked.settings, asked.example.train.epochs
-    trials = min(how.most, len(asked.space.grid(GRID)) if how.sampler == "grid" else how.most)
-    if trials >= UNBOUNDED:
-        raise ConfigError("--dry-run: give --trials; a budget of gradients or hours needs no estimate")
-    found, measured = how.forecast(epochs, trials), launch.measure(asked.example)
-    steps = epochs * measured.steps_per_epoch * how.folds
-    again = 0 if how.several else min(how.confirm, trials) * how.replicates / how.folds
-    at_once = how.concurrency or max(1, (os.cpu_count() or 1) // max(asked.example.scale.threads, 1))
-    each = gradients_per_step(asked.example) * asked.example.data.batch_size * steps
-    hours = (found.cost + again) * steps * measured.seconds_per_step / at_once / 3600
-    stages = ", ".join(f"{count:.0f} to epoch {epoch}" for epoch, count in found.reach)
-    told = [
-        f"{trials} trials of {epochs} epochs, probably {stages}",
-        f"gradients × examples: about {(found.cost + again) * each:.3g}, at most {(found.most + again) * each:.3g}",
-        f"time: about {clock(3600 * hours)} with {at_once} at once ({1000 * measured.seconds_per_step:.2g} ms a step)",
-    ]
-    if again:
-        told.insert(1, f"then the best {min(how.confirm, trials)} again, on {how.replicates} fresh draws each")
-    return {
-        "trials": trials,
-        "reach": found.reach,
-        "at_once": at_once,
-        "gradients": (found.cost + again) * each,
-        "most_gradients": (found.most + again) * each,
-        "hours": hours,
-        "told": told,
-    }
+    return estimating.estimate(asked, launch.measure(asked.example))
 
 
 def compare(

@@ -25,11 +25,13 @@ def comparison(result: Comparison) -> str:
 def search(result: SearchResult) -> str:
     """A search: how its trials ended, what that says, where to go on."""
     from .study.diagnosis import sentences
+    from .study.report import winner
 
     study = result.study
     lines = [
         "{study}: {trials} trials, {completed} completed, {pruned} pruned, {failed} failed".format(**result.summary())
     ]
+    lines += ["", *wrapped([winner(study, None)[1]]), ""]
     for arm in dict.fromkeys(run.arm for run in study.of(phase="search")):
         lines += wrapped(sentences(study, arm))
     return "\n".join([*lines, "", *links(study.directory)])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FILE = "optuna.journal"
 GRID = 5  # points of a continuous range
 DIRECTIONS = {"accuracy": "maximize", "cost": "minimize"}
+METRICS = ("val/accuracy", "cost/gradients")
 
 
 @dataclass
@@ -129,9 +130,11 @@ class Sampler:
         from optuna.storages.journal import JournalFileBackend
 
         def opened(storage: Any) -> optuna.Study:
-            return optuna.create_study(
+            study = optuna.create_study(
                 storage=storage, study_name=self.name, directions=self.directions, load_if_exists=True
             )
+            study.set_metric_names(list(METRICS)[: len(self.directions)])
+            return study
 
         if self.journal is None:
             return opened(InMemoryStorage())

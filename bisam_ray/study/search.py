@@ -24,6 +24,7 @@ from ..training.launch import Epoch, Failure, Job
 from . import ledger
 from .replicate import redrawn, run_all
 from .sampler import FILE, Sampler, Trial
+from .selection import pareto
 from .session import Session
 from .settings import UNBOUNDED, Settings
 from .spaces import Space
@@ -212,7 +213,7 @@ class Search:
 
     def tidy(self, trial: Trial) -> None:
         """Keep the checkpoints of the best trials only."""
-        if self.settings.several:  # which ones are on the front is known in the end
+        if self.settings.several:  # which ones are on the front is known in the end: `confirm`
             return
         late = [trial]
         if trial.result is not None:
@@ -228,16 +229,14 @@ class Search:
         return str(most) if most < 100_000 else "?"
 
     def share(self, trial: Trial) -> float:
-        """What an epoch of a trial costs, in the unit of `forecast_cost`."""
+        """What an epoch of a trial costs, in gradients a step."""
         return gradients_per_step(self.config(trial)) * self.settings.folds
 
     def announce(self) -> list[str]:
         """What is about to happen; the progress line learns how much work it is."""
         settings, lines = self.settings, []
         if self.trials:
-            lines.append(
-                f"{self.arm}: {self.ended} of {self.planned()} trials ended, {len(self.waiting)} are unfinished"
-            )
+            lines.append(f"{self.arm}: {self.ended} of {self.planned()} trials ended before, {len(self.waiting)} go on")
         if settings.most < UNBOUNDED or self.sampler.finite:
             found = settings.forecast(self.epochs, min(settings.most, self.sampler.finite or settings.most))
             if len(found.reach) > 1:
@@ -306,6 +305,10 @@ class Search:
 def confirm(search: Search) -> None:
     """Run the best trials again on fresh draws, before a winner is named: the best of many values is partly luck."""
     settings = search.settings
+    if settings.several:
+        front = {run.name for run in pareto(search.session.study(), search.arm)}
+        for name in search.trials.keys() - front:
+            search.session.checkpoint(name).unlink(missing_ok=True)
     if not settings.confirm or settings.several:
         return
     done = search.session.study().of(arm=search.arm, phase="search", outcome="completed")

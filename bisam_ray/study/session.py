@@ -12,6 +12,7 @@ from typing import Any
 from ..config import Config
 from ..training import cluster
 from ..training.launch import Epoch, Failure, Job
+from . import storage
 from .ledger import Ledger, Study, read
 from .storage import driver_lock
 from .tracking import Mirror, save_model, tracking_uri
@@ -107,6 +108,27 @@ class Session:
         return self.directory / "runs" / f"{name}.pt"
 
 
+def reap(directory: Path) -> bool:
+    """Tell the ledger and MLflow that a driver was killed: what it left open is closed; False if nothing was.
+
+    A study that is gone on with needs no such thing, and one that is closed can still be gone on with.
+    """
+    if read(directory).finish is not None or storage.driver(directory) is not None:
+        return False
+    with driver_lock(directory), Ledger(directory) as ledger, Mirror(directory, tracking_uri(directory.parent)):
+        close(ledger, directory, "interrupted")
+    return True
+
+
+def close(ledger: Ledger, directory: Path, outcome: str) -> None:
+    """Whoever is under way is killed: a resumed study goes on with it."""
+    for run in read(directory).runs.values():
+        if run.end is None:
+            fields = {"outcome": "killed", "epoch": run.epoch, "metrics": {}, "error": None, "checkpoint": None}
+            ledger.write("end", run=run.name, **fields)
+    ledger.write("finish", outcome=outcome)
+
+
 @contextmanager
 def session(
     directory: Path, kind: str, config: Config | None, tracked: bool = True, **header: Any
@@ -136,9 +158,4 @@ def session(
                 raise RuntimeError(cluster.died) from None
             raise
         finally:
-            for run in read(directory).runs.values():  # whoever is under way is killed: a resumed study goes on with it
-                if run.end is None:
-                    ledger.write(
-                        "end", run=run.name, outcome="killed", epoch=run.epoch, metrics={}, error=None, checkpoint=None
-                    )
-            ledger.write("finish", outcome=outcome)
+            close(ledger, directory, outcome)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
+from .session import reap
+from .storage import studies
 from .tracking import tracking_uri
 
 
@@ -31,6 +33,8 @@ def serve(storage: Path, port: int) -> dict[str, Any]:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise ConfigError(f"--port {port}: is taken; try --port {port + 1}") from None
+    for directory in studies(storage):
+        reap(directory)
     url = f"http://127.0.0.1:{port}"
     print(f"MLflow UI of {storage}: {url}   (ready in some seconds, Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]

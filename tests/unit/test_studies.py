@@ -6,11 +6,13 @@ import json
 import pytest
 from click.testing import CliRunner
 
+import bisam_ray
 from bisam_ray.cli import main
 from bisam_ray.study import housekeeping, ledger
 from bisam_ray.study.request import Request, differences
 from bisam_ray.study.session import session
 from bisam_ray.study.spaces import read
+from bisam_ray.study.tracking import connect, tracking_uri
 from bisam_ray.training.launch import Epoch
 
 
@@ -124,6 +126,31 @@ def test_a_finished_search_that_is_gone_on_with_does_nothing(tmp_path):
     result = call("search", "--resume", "--study", "first", "--confirm", "0", "--json", "-q")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout.splitlines()[-1])["trials"] == 12
+
+
+def test_the_study_of_a_configuration_is_found_by_its_name(tmp_path):
+    files = {"train": {"epochs": 8}}
+    name = Request.of(read("rho"), files, {}, {}).name
+    for suffix in ("", "-2"):
+        recorded(tmp_path / "runs" / f"{name}{suffix}")
+    assert bisam_ray.search("rho", files, resume=True, confirm=0).study.name == f"{name}-2"  # the latest
+
+
+def test_what_a_killed_driver_left_open_is_closed_by_a_report(tmp_path):
+    killed = recorded(tmp_path / "runs" / "killed")
+    lines = (killed / ledger.FILE).read_text().splitlines(keepends=True)
+    (killed / ledger.FILE).write_text("".join(lines[:-2]))
+    assert call("report", "killed").exit_code == 0
+    study = ledger.read(killed)
+    assert study.finish["outcome"] == "interrupted"
+    assert study.runs["rho-searched-011"].outcome == "killed"
+    client = connect(tracking_uri(tmp_path / "runs"))
+    runs = client.search_runs([client.get_experiment_by_name("killed").experiment_id])
+    assert len(runs) == 13
+    assert "RUNNING" not in {run.info.status for run in runs}
+    before = (killed / ledger.FILE).read_bytes()
+    assert call("report", "killed").exit_code == 0
+    assert (killed / ledger.FILE).read_bytes() == before
 
 
 def test_studies_tell_size_state_and_best_and_clean_shows_before_it_removes(tmp_path):
