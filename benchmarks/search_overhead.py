@@ -1,13 +1,13 @@
 """What a search costs beyond its training: ours against plain Optuna in two processes, and the textbook pattern.
 
     ours       bisam_ray.study.tuning: Ray Tune, reused actors, ledger, Optuna's journal, MLflow following
-    optuna     the same trials in two processes of plain Optuna that share a journal, with its own successive halving of
+    optuna     the same trials in two processes of plain Optuna that share a journal, with the same rule of stopping at
                the same rungs, around the same training function
     textbook   a TorchTrainer inside every Tune trial, as the documentation shows it; no pruning, few trials
 
 All three train the same 32 configurations of SAM's radius on digits with 40 % wrong labels. Pruning depends on who is
-first, so the time is also given per trained epoch. Blocks of ours and optuna alternate; start-up (Ray, imports) is not
-counted, it is printed. `--epochs` sets how long a trial is.
+first, so the time is also given per trained epoch. Blocks of ours and optuna alternate, in turns; start-up (Ray,
+imports, two processes each) is not counted. `--epochs` sets how long a trial is.
 
     python benchmarks/search_overhead.py [--epochs 400 8] [--trials 32] [--blocks 3] [--textbook 6]
 """
@@ -43,42 +43,56 @@ def ours(epochs: int, trials: int, directory: Path) -> tuple[float, int]:
     directory.mkdir()
     settings = Settings(trials=trials, reduction=REDUCTION, controls=0, confirm=0)
     with session(directory, "search", None) as driver:
-        began = time.perf_counter()
         tuning.search(driver, space, ({**BASE, "train.epochs": epochs}, {}), settings, Progress(quiet=True), "rho")
-        seconds = time.perf_counter() - began
-    return seconds, sum(len(run.epochs) for run in ledger.read(directory).runs.values())
+        ended = time.time()
+    runs = ledger.read(directory).runs.values()
+    return ended - min(run.begin["time"] for run in runs), sum(len(run.epochs) for run in runs)
 
 
 def worker(epochs: int, trials: int, journal: str, ready: Any, go: Any) -> None:
     """One process of plain Optuna."""
+    import numpy as np
     import optuna
-    import torch  # noqa: F401
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     from bisam_ray.config import resolve
-    from bisam_ray.study.stopping import grace_period
+    from bisam_ray.study import stopping
     from bisam_ray.training import engine
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-    def objective(trial: Any) -> float:
-        rho = trial.suggest_float("optim.rho", 0.02, 2, log=True)
-        config = resolve(BASE, {"train.epochs": epochs, "optim.rho": rho})
-        for record in engine.run(config):
-            trial.report(record.metrics["val/accuracy"], record.epoch)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-        return record.metrics["val/accuracy"]
-
-    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=grace_period(epochs), reduction_factor=REDUCTION)
-    storage = JournalStorage(JournalFileBackend(journal))
+    rungs = stopping.rungs(stopping.grace_period(epochs), REDUCTION, epochs)
     study = optuna.load_study(
-        study_name="x", storage=storage, pruner=pruner, sampler=optuna.samplers.TPESampler(seed=os.getpid())
+        study_name="x",
+        storage=JournalStorage(JournalFileBackend(journal)),
+        sampler=optuna.samplers.TPESampler(seed=os.getpid()),
     )
+
+    def stops(trial: Any, epoch: int, value: float) -> bool:
+        """ASHA as Tune has it: worse than the best third of those that came to this rung before."""
+        before = [
+            other.intermediate_values[epoch]
+            for other in study.get_trials(deepcopy=False)
+            if epoch in other.intermediate_values and other.number != trial.number
+        ]
+        return bool(before) and value < np.percentile(before, 100 * (1 - 1 / REDUCTION))
+
+    def make(trial: Any) -> None:
+        rho = trial.suggest_float("optim.rho", 0.02, 2, log=True)
+        for record in engine.run(resolve(BASE, {"train.epochs": epochs, "optim.rho": rho})):
+            value = record.metrics["val/accuracy"]
+            trial.report(value, record.epoch)
+            if record.epoch in rungs and stops(trial, record.epoch, value):
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                return
+        study.tell(trial, value)
+
     ready.release()
     go.wait()
-    study.optimize(objective, callbacks=[optuna.study.MaxTrialsCallback(trials, states=None)])
+    while (trial := study.ask()).number < trials:
+        make(trial)
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 
 def plain_optuna(epochs: int, trials: int, directory: Path) -> tuple[float, int]:
@@ -168,8 +182,10 @@ def main() -> None:
         for epochs in given.epochs:
             rows = []
             for block in range(given.blocks):
-                a = ours(epochs, given.trials, Path(folder) / f"ours-{epochs}-{block}")
-                b = plain_optuna(epochs, given.trials, Path(folder) / f"optuna-{epochs}-{block}")
+                took = {}
+                for which in (ours, plain_optuna)[:: 1 if block % 2 == 0 else -1]:
+                    took[which] = which(epochs, given.trials, Path(folder) / f"{which.__name__}-{epochs}-{block}")
+                a, b = took[ours], took[plain_optuna]
                 rows.append((a, b))
                 print(
                     f"{epochs} epochs, block {block}: ours {a[0]:.1f} s, {a[1]} epochs; "

@@ -190,6 +190,7 @@ class Mirror:
         """The thread: look, apply, wait."""
         attached, failures = False, 0
         while not self.stop.is_set():
+            began = time.monotonic()
             try:
                 with TURNS[self.directory]:
                     attached = attached or self.attach()
@@ -199,7 +200,8 @@ class Mirror:
             except Exception as error:
                 self.problem = told(error)
                 attached, failures = False, failures + 1  # what did arrive is looked up anew
-            pause = self.interval_s * 2 ** min(failures, 10)
+            # a tenth of the time at most: what is trained needs the processors, and larger batches cost less
+            pause = max(self.interval_s * 2 ** min(failures, 10), 9 * (time.monotonic() - began))
             self.wake.wait(min(pause, max(self.interval_s, LONGEST_PAUSE_S)))
             self.wake.clear()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 import traceback
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ from .search import Search
 from .session import Session
 from .settings import Settings
 from .spaces import Space
+
+TOLD_EVERY_S = 0.25
 
 
 def search(
@@ -103,7 +106,9 @@ def trainable_class() -> Any:
 
     class Trial(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
-            self.stream = begun(config["job"])
+            from ..training import engine  # noqa: F401 - its imports belong to the start, not to the first epoch
+
+            self.stream, self.rungs = begun(config["job"]), config["job"].save_at
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             """A reused actor starts over from nothing but the new job."""
@@ -112,18 +117,26 @@ def trainable_class() -> Any:
             return True
 
         def step(self) -> dict[str, Any]:
-            """An epoch. A failure of the trial's own is its result; want of memory is Tune's, which tries again."""
+            """The epochs of a moment, or up to a rung: every result costs Tune and this driver some milliseconds.
+
+            A failure of the trial's own is its result; want of memory is Tune's, which tries again.
+            """
             from ..training.engine import Diverged
 
+            told, until = list[Epoch | Failure](), time.monotonic() + TOLD_EVERY_S
             try:
-                epoch = next(self.stream)
+                for epoch in self.stream:
+                    told.append(epoch)
+                    if epoch.final is not None or epoch.epoch in self.rungs or time.monotonic() > until:
+                        break
             except Diverged as error:
-                return {"told": Failure("diverged", str(error)), "done": True}
+                told.append(Failure("diverged", str(error)))
             except Exception as error:
                 if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
                     raise
-                return {"told": Failure("failed", "".join(traceback.format_exception(error))[-4000:]), "done": True}
-            return {"told": epoch, "done": epoch.final is not None}
+                told.append(Failure("failed", "".join(traceback.format_exception(error))[-4000:]))
+            last = told[-1]
+            return {"told": told, "done": isinstance(last, Failure) or last.final is not None}
 
         def cleanup(self) -> None:
             """Whatever runs elsewhere for this trial ends with it."""
@@ -175,11 +188,11 @@ def adapter_classes() -> Any:
             self.search = search
 
         def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            goes_on = self.search.tell(name(trial), result["told"])
+            goes_on = all(self.search.tell(name(trial), told) for told in result["told"])
             return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
         def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
-            self.search.tell(name(trial), result["told"])
+            self.on_trial_result(controller, trial, result)  # Tune asks nobody about a last result
 
     class Recorder(Unkept, tune.Callback):
         def __init__(self, search: Search) -> None:

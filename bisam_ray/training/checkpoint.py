@@ -4,9 +4,9 @@ Format: torch.save of a dict, read with weights_only=True.
 
     format    2
     config    the resolved configuration (nested dict)
-    state     EpochRecord.state(): epoch, model, base optimizer, radius policy (with its pending hypergradient),
-              the schedule (SAMPa's gradients, a loss scaler), ρ of every step, best weights on val, cost so far;
-              of a run on several folds: epoch, and `folds`, the list of such states, all after that epoch
+    state     history: the metrics of every epoch so far; and EpochRecord.state(): epoch, model, base optimizer, radius
+              policy (with its pending hypergradient), the schedule (SAMPa's gradients, a loss scaler), ρ of every step,
+              best weights on val, cost so far; of a run on folds, `folds`: a list of such states, all after that epoch
 
 Random numbers and the order of the examples are functions of (seed, step): the epoch is their whole state.
 """

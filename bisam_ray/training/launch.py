@@ -65,26 +65,31 @@ class Failure:
 def steps(job: Job, comm: Any = None) -> Iterator[Epoch]:
     """Train `job`, saving its checkpoint every few seconds, after the epochs of `save_at` and after the last.
 
-    With `resume`, continues from the checkpoint if there is one. The last `Epoch` carries the final metrics: on val,
-    and on test if the job asks for it; this is the only place where test is ever looked at.
+    With `resume`, continues from the checkpoint if there is one, and first tells its epochs once more: what a killed
+    listener did not hear is not lost. The last `Epoch` carries the final metrics: on val, and on test if the job asks
+    for it; this is the only place where test is ever looked at.
     """
     from . import checkpoint, engine, folds
 
-    state = None
+    state, history = None, list[dict[str, float]]()
     if job.resume and job.checkpoint.exists():
         stored, state = checkpoint.load(job.checkpoint)
         if stored != job.config:
             raise ConfigError(f"{job.checkpoint}: belongs to another configuration ({stored.digest()})")
         if (stored_folds := len(engine.members(stored, state))) != job.folds:
             raise ConfigError(f"{job.checkpoint}: of a run on folds={stored_folds}, not {job.folds}")
+        history = state.pop("history", [])[: job.config.train.epochs - 1]  # the last epoch comes again, with its end
+        for epoch, metrics in enumerate(history, 1):
+            yield Epoch(epoch, metrics)
     writer = comm is None or getattr(comm, "everyone", comm).rank == 0  # of two roles, one process writes
     saved = time.monotonic()
     one = job.folds == 1
     for record in engine.run(job.config, comm, state) if one else folds.run(job.config, job.folds, comm, state):
         last = record.epoch == job.config.train.epochs
+        history.append(record.metrics)
         due = last or record.epoch in job.save_at or time.monotonic() - saved > CHECKPOINT_EVERY_S
         if writer and due:
-            checkpoint.save(job.checkpoint, job.config, record.state())
+            checkpoint.save(job.checkpoint, job.config, {**record.state(), "history": history})
             saved = time.monotonic()
         yield Epoch(record.epoch, record.metrics, final_metrics(record, job.test) if last else None)
 

@@ -89,7 +89,7 @@ def test_a_job_on_folds_is_saved_resumed_and_evaluated(tmp_path):
     stream.close()  # as a scheduler stops it at a rung
     assert checkpoint.load(job.checkpoint)[1]["epoch"] == 2
     resumed = list(launch.steps(job))
-    assert [e.epoch for e in resumed] == [3, 4]
+    assert [e.epoch for e in resumed] == [1, 2, 3, 4]
     *_, whole = launch.steps(launch.Job("whole", job.config, tmp_path / "whole.pt", folds=2))
     same(whole.metrics, resumed[-1].metrics)
     same(whole.final, resumed[-1].final)

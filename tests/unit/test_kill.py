@@ -50,3 +50,24 @@ def test_a_killed_run_is_resumed_bitwise_and_once(tmp_path, monkeypatch):
     assert (run.info.status, run.data.tags["outcome"]) == ("FINISHED", "completed")
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "val/accuracy")]
     assert sorted(set(steps)) == list(range(1, 61))
+
+
+def test_a_resumed_run_tells_the_epochs_of_its_checkpoint_once_more(tmp_path):
+    """The listener may have died after the checkpoint was saved and before it heard of the epoch."""
+    from bisam_ray.training import launch
+
+    config = bisam_ray.resolve({**CONFIG, "train.epochs": 4})
+    job = launch.Job("run", config, tmp_path / "run.pt", save_at=(2,))
+    whole = list(launch.steps(job))
+    stream = launch.steps(launch.Job("other", config, tmp_path / "other.pt", save_at=(2,)))
+    for _ in range(2):
+        next(stream)
+    stream.close()
+    again = list(launch.steps(launch.Job("other", config, tmp_path / "other.pt", resume=True)))
+
+    def timeless(epochs):
+        return [({k: v for k, v in e.metrics.items() if k != "cost/seconds"}, e.epoch, e.final) for e in epochs]
+
+    assert timeless(again) == timeless(whole)
+    finished = list(launch.steps(launch.Job("run", config, tmp_path / "run.pt", resume=True)))
+    assert timeless(finished) == timeless(whole)
