@@ -19,7 +19,7 @@ def estimate(asked: Request, measured: Measured) -> dict[str, Any]:
     Raises:
         ConfigError: the number of trials is not known beforehand.
     """
-    how, epochs = asked.settings, asked.example.train.epochs
+    how, epochs = asked.settings, asked.epochs
     trials = min(how.most, len(asked.space.grid(GRID)) if how.sampler == "grid" else how.most)
     if trials >= UNBOUNDED:
         raise ConfigError("--dry-run: give --trials; a budget of gradients or hours needs no estimate")

@@ -45,7 +45,7 @@ class Request:
             raise ConfigError("SPACE: missing")
         refuse_searched([space], overrides)
         example = resolve(files, space.fix, space.example(), overrides)
-        how = Settings(**settings).for_epochs(example.train.epochs)
+        how = Settings(**settings).for_epochs(space.epochs(example))
         return cls(space, files, overrides, how, example)
 
     @classmethod
@@ -65,6 +65,11 @@ class Request:
         return now
 
     @property
+    def epochs(self) -> int:
+        """Of the longest run."""
+        return self.space.epochs(self.example)
+
+    @property
     def arm(self) -> str:
         return f"{self.space.name} searched"
 
@@ -81,7 +86,7 @@ class Request:
             "layers": [self.files, self.overrides],
             "protocol": {
                 "trials": most if most < UNBOUNDED else None,
-                "settings": self.settings.recorded(self.example.train.epochs),
+                "settings": self.settings.recorded(self.epochs),
             },
         }
 

@@ -61,7 +61,7 @@ class Search:
         self.session, self.space, (self.files, self.overrides) = session, space, layers
         self.progress, self.arm, self.at_once = progress, arm, at_once
         self.example = self.resolve(space.example())
-        self.epochs = self.example.train.epochs
+        self.epochs = space.epochs(self.example)
         self.settings = settings.for_epochs(self.epochs)
         self.stopping = Stopping(
             settings.scheduler, self.settings.grace or 1, settings.reduction, self.epochs, settings.seed

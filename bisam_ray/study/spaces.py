@@ -199,6 +199,11 @@ class Space(BaseModel):
         """Config values of one valid point: the first start point, completed, or else of first ends."""
         return self.complete(self.start[0] if self.start else {})
 
+    def epochs(self, example: Config) -> int:
+        """The length of the longest run: that of the example, unless lengths are searched."""
+        found = [values["train.epochs"] for _, values in self.runs if "train.epochs" in values]
+        return max(found, default=example.train.epochs)
+
     def complete(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """A point's config values, with first ends where it has none."""
         if self.function is None:

@@ -7,6 +7,7 @@ import pytest
 
 from bisam_ray.config import resolve
 from bisam_ray.training import checkpoint, launch, trainer
+from bisam_ray.training.cluster import connect
 from bisam_ray.training.engine import Diverged
 
 PAIR = {"model.name": "mlp", "train.epochs": 3, "scale.workers": 2}
@@ -21,7 +22,7 @@ def cluster(tmp_path_factory):
     os.chdir(tmp_path_factory.mktemp("user"))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "cpu_count", lambda: CPUS)
-        cluster.connect()
+        connect()
     yield
     import ray
 

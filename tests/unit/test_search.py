@@ -299,6 +299,12 @@ def test_a_space_that_contradicts_itself_ends_in_one_line(tmp_path):
         search.next()
 
 
+def test_rungs_are_those_of_the_longest_run_where_lengths_are_searched(tmp_path):
+    space = Space.model_validate({"name": "long", "search": {"train.epochs": {"int": [4, 16], "step": 4}}})
+    search = Search(session(tmp_path / "s"), space, ({}, {}), Settings(trials=9), Progress(quiet=True), "long", 1)
+    assert (search.epochs, search.settings.grace, search.settings.rungs(search.epochs)) == (16, 4, [4, 12])
+
+
 def test_replaying_needs_curves_that_ran_to_their_end():
     study = Study(None, {"study": "few"}, {"c0": CURVES.runs[0]}, [], None)
     with pytest.raises(ConfigError, match="--replay few: 1 of its trials ran to the end"):
