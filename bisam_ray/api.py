@@ -163,7 +163,7 @@ def search(
     parts = (asked.space, (asked.files, asked.overrides), asked.settings)
     with (
         Progress(quiet=quiet) as progress,
-        session(directory, "search", asked.example, source is None, **asked.header()) as driver,
+        session(directory, "search", asked.example, source is None, **asked.header(replay)) as driver,
     ):
         progress.say(f"study {directory.name}")
         if source is not None:

@@ -31,6 +31,7 @@ def search(result: SearchResult) -> str:
     lines = [
         "{study}: {trials} trials, {completed} completed, {pruned} pruned, {failed} failed".format(**result.summary())
     ]
+    lines += wrapped([f"replayed {told}" for told in [study.header["protocol"].get("replayed")] if told])
     lines += ["", *wrapped([winner(study, None)[1]]), ""]
     for arm in dict.fromkeys(run.arm for run in study.of(phase="search")):
         lines += wrapped(sentences(study, arm))

@@ -139,7 +139,8 @@ def two_objectives(study: Study) -> bool:
 
 
 def millions(run: Run) -> str:
-    return f"{run.cost / 1e6:.3g} million gradients × examples"
+    size, unit = (1e6, "million") if run.cost >= 1e5 else (1e3, "thousand")
+    return f"{run.cost / size:.3g} {unit} gradients × examples"
 
 
 def spanned(found: Correlation) -> str:

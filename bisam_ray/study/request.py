@@ -78,8 +78,8 @@ class Request:
         """The study's: equal for equal spaces and configurations."""
         return f"{self.space.name}-{digest(self.files, self.overrides, plain(self.space))}"
 
-    def header(self) -> dict[str, Any]:
-        """What the ledger says of it."""
+    def header(self, replayed: str | None = None) -> dict[str, Any]:
+        """What the ledger says of it; `replayed`: the study whose curves answer in place of training."""
         most = self.settings.most
         return {
             "space": [plain(self.space)],
@@ -87,6 +87,7 @@ class Request:
             "protocol": {
                 "trials": most if most < UNBOUNDED else None,
                 "settings": self.settings.recorded(self.epochs),
+                **({"replayed": f"{replayed}: recorded curves answered, nothing was trained"} if replayed else {}),
             },
         }
 

@@ -203,8 +203,8 @@ def test_a_thousand_trials_cost_the_same_each(tmp_path):
 
     def marked(self, *args, **kwargs):
         end(self, *args, **kwargs)
-        if self.ended % 100 == 0 or self.ended == 20:
-            marks.append((self.ended, time.monotonic(), resident()))
+        if self.ended % 20 == 0:
+            marks.append((time.monotonic(), resident()))
 
     Search.end = marked
     try:
@@ -214,9 +214,10 @@ def test_a_thousand_trials_cost_the_same_each(tmp_path):
         )
     finally:
         Search.end = end
-    each = [(t1 - t0) / (n1 - n0) for (n0, t0, _), (n1, t1, _) in itertools.pairwise(marks)]
-    assert each[-1] <= 1.2 * each[0], each  # the first 20 pay for the actors' start
-    assert marks[-1][2] - marks[1][2] < 100
+    # the first 20 pay for the actors' start; the fastest 20 of a hundred, lest other work on the machine is measured
+    each = [after - before for (before, _), (after, _) in itertools.pairwise(marks)]
+    assert min(each[-5:]) <= 1.2 * min(each[:4]), each
+    assert marks[-1][1] - marks[4][1] < 100
     client = connect(tracking_uri(tmp_path))
     experiment, token, runs = client.get_experiment_by_name("s").experiment_id, None, 0
     while token != "":
