@@ -239,6 +239,12 @@ class Sampler:
                 intermediate_values={} if several else trial.curve,
             )
             self.study.add_trial(made)
+        sampler = self.make(self.seed, 0, 0)
+        if isinstance(sampler, optuna.samplers.QMCSampler) and trials:  # it counted its points in what was lost
+            first = self.study.get_trials(deepcopy=False)[0]
+            domains = sampler.infer_relative_search_space(self.study, first)
+            for _ in trials:
+                sampler.sample_relative(self.study, first, domains)
 
 
 def state_of(trial: Trial) -> Any:

@@ -1,4 +1,4 @@
-"""A search's trials trained by Ray Tune: the engine inside reused actors, an epoch per step.
+"""A search's trials trained by Ray Tune: the engine inside reused actors, some epochs per step.
 
 Tune places the actors and brings their results; what is tried and what is stopped, `Search` says. Nothing of Tune's own
 is kept: the ledger is the record, and checkpoints are the engine's.
@@ -23,7 +23,7 @@ from .session import Session
 from .settings import Settings
 from .spaces import Space
 
-TOLD_EVERY_S = 0.25
+TOLD_EVERY_S = 0.25  # a trial collects its epochs for so long; rungs and its end it tells at once
 
 
 def search(

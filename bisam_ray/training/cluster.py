@@ -78,7 +78,7 @@ def cpus() -> int:
 
 
 def room(config: Config, wanted: int | None) -> tuple[int, str]:
-    """How many trials run at once in the cluster that `launch.connect` joined, and the arithmetic in a line.
+    """How many trials run at once in the cluster that `connect` joined, and the arithmetic in a line.
 
     Raises:
         ConfigError: there is no room for a single one.

@@ -184,6 +184,15 @@ def test_optunas_study_is_written_anew_from_the_ledger(tmp_path, harm):
     consistent(tmp_path / "s", made(tmp_path / "s", SETTINGS, 2))
 
 
+def test_a_sequence_goes_on_where_it_was_though_optunas_study_is_lost(tmp_path):
+    settings = Settings(trials=8, grace=2, sampler="qmc", seed=1)
+    made(tmp_path / "s", settings)
+    (tmp_path / "s" / "optuna.journal").unlink()
+    made(tmp_path / "s", Settings(trials=16, grace=2, sampler="qmc", seed=1))
+    points = {run.begin["suggested"]["optim.rho"] for run in ledger.read(tmp_path / "s").runs.values()}
+    assert len(points) == 16
+
+
 def test_trials_can_be_added_to_a_finished_search(tmp_path):
     made(tmp_path / "s", SETTINGS)
     before = told(tmp_path / "s")
