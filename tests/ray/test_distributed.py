@@ -1,7 +1,6 @@
 """Data parallel training equals one process, and the launcher contains failures."""
 
 import os
-import socket
 
 import pytest
 import torch
@@ -35,9 +34,8 @@ def configuration(method: str):
     )
 
 
-def train_rank(rank: int, world: int, port: int, path: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+def train_rank(rank: int, world: int, path: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=world)
     for method in METHODS:
         *_, record = engine.run(configuration(method), Distributed())
         torch.save({"model": record.state()["model"], "rho": record.metrics["sam/rho"]}, f"{path}/{method}-{rank}.pt")
@@ -45,10 +43,7 @@ def train_rank(rank: int, world: int, port: int, path: str) -> None:
 
 
 def test_two_processes_with_a_global_perturbation_are_one(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(train_rank, (2, port, str(tmp_path)), nprocs=2)
+    mp.spawn(train_rank, (2, str(tmp_path)), nprocs=2)
     for method in METHODS:
         *_, alone = engine.run(configuration(method))
         ranks = [torch.load(tmp_path / f"{method}-{rank}.pt", weights_only=True) for rank in (0, 1)]
