@@ -58,7 +58,7 @@ STATUS |= dict.fromkeys(("pruned", "killed", "interrupted"), "KILLED")
 TAGS = ("arm", "phase", "method", "radius_policy", "seed", "dataset", "digest", "replicate", "restart")
 PARENT = ""  # where the parent stands among the runs: no run of a ledger has an empty name
 NOTE = "bisam-ray {kind}. Its trials and replicates: tags arm, phase, outcome. Written from {ledger}"
-LINES = 2000  # per round: bounds the memory while a long ledger is caught up with
+LINES, BEGINS = 2000, 50  # per round: bound its memory and its time (a run costs 30 ms) while catching up
 LONGEST_PAUSE_S = 30.0
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -145,6 +145,7 @@ class Mirror:
         self.problem: str | None = None
         """Why MLflow is behind, in one line; None while all is well."""
         self.applied = 0  # bytes of the ledger; 0 until MLflow was asked
+        self.owed = 0  # bytes somebody waits for
         self.runs: dict[str, Run] = {}
         self.changed = threading.Condition()
         self.wake, self.stop = threading.Event(), threading.Event()
@@ -156,10 +157,13 @@ class Mirror:
         return self
 
     def drain(self, timeout_s: float) -> bool:
-        """Wait until everything that is in the ledger now is in MLflow; False when the time is up first."""
-        deadline, length = time.monotonic() + timeout_s, sum(map(len, ledger.whole_lines(self.ledger)))
+        """Wait until everything that is in the ledger now is in MLflow; False after `timeout_s` without progress."""
+        deadline, seen = time.monotonic() + timeout_s, self.applied
+        self.owed = length = sum(map(len, ledger.whole_lines(self.ledger)))
         with self.changed:
             while self.applied < length and not self.stop.is_set():
+                if self.applied > seen:
+                    deadline, seen = time.monotonic() + timeout_s, self.applied
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break
@@ -167,7 +171,7 @@ class Mirror:
                 self.changed.wait(min(left, max(self.interval_s, 0.1)))
             if self.applied >= length:
                 return True
-        self.problem = self.problem or f"MLflow did not take everything within {timeout_s:g} s"
+        self.problem = self.problem or f"MLflow took nothing for {timeout_s:g} s"
         return False
 
     def close(self, timeout_s: float) -> bool:
@@ -194,7 +198,7 @@ class Mirror:
             try:
                 with TURNS[self.directory]:
                     attached = attached or self.attach()
-                    while attached and not self.stop.is_set() and self.round():
+                    while attached and not self.stop.is_set() and self.round() and self.applied < self.owed:
                         pass
                 self.problem, failures = None, 0
             except Exception as error:
@@ -253,16 +257,19 @@ class Mirror:
 
     def round(self) -> bool:
         """Apply the next lines and move the cursor; False when there are none."""
-        lines = list(islice(ledger.whole_lines(self.ledger, self.applied), LINES))
-        if not lines:
-            return False
-        for line in lines:
+        length = begins = 0
+        for line in islice(ledger.whole_lines(self.ledger, self.applied), LINES):
             event = json.loads(line)
             self.take(event, event.get("run") or PARENT, int(event["time"] * 1000))
+            length, begins = length + len(line), begins + (event["event"] == "begin")
+            if begins == BEGINS:
+                break
+        if not length:
+            return False
         for run in sorted(self.runs.values(), key=lambda run: run.name == PARENT):
             self.tell(run)  # the parent comes last: once it is FINISHED nothing is missing
         ids = {name: run.id for name, run in self.runs.items()}
-        offset, parent = self.applied + sum(map(len, lines)), ids.pop(PARENT, None)
+        offset, parent = self.applied + length, ids.pop(PARENT, None)
         cursor = {"offset": offset, "experiment": self.experiment, "parent": parent, "runs": ids}
         temporary = self.directory / f"{FILE}.tmp"
         temporary.write_text(json.dumps(cursor), encoding="utf-8")
