@@ -15,11 +15,12 @@ from .config import Config, ConfigError, load, merge, resolve
 from .progress import Progress
 from .results import Comparison, SearchResult, TrainResult
 from .study import storage as stores
+from .study.bucket import publish
 from .study.ledger import read
 from .study.request import Request, digest, refuse_changes, refuse_searched
 from .study.settings import Settings
 from .study.spaces import read as read_space
-from .training import launch
+from .training import cluster, launch
 from .training.launch import Job
 
 if TYPE_CHECKING:
@@ -91,6 +92,9 @@ def continue_run(directory: Path, config: Config, quiet: bool) -> TrainResult:
         known = {e["epoch"] for e in recorded.epochs} if recorded else set()
         driver.begin(name, config, arm=config.method, phase="final")
         progress.update(f"{config.method}: starting")
+        if config.scale.workers > 1:
+            cluster.connect()
+            cluster.check_shared(driver.root)
         try:
             for epoch in launch.launch(job):
                 if epoch.epoch in known and epoch.final is None:
@@ -314,12 +318,14 @@ def render(directory: Path, driver: Any = None) -> Path:
     if driver is not None:
         driver.artifact("report", path)
         driver.artifact("figures", path.parent / "figures")
+    elif url := stores.remote(directory):
+        publish(directory, url)
     return path
 
 
 def load_study(study: str | Path, storage: str = "./runs") -> SearchResult | Comparison | TrainResult:
     """A study by name or directory, read from its ledger: no Ray, no MLflow."""
-    directory = stores.existing(Path(storage).expanduser().resolve(), str(study))
+    directory = stores.existing(stores.known(storage), str(study))
     content = read(directory)
     if content.header.get("kind") == "compare":
         return load_comparison(directory)
@@ -343,7 +349,7 @@ def evaluate(checkpoint: str | Path, split: str = "test") -> dict[str, Any]:
 
     if split not in ("train", "hyper", "val", "test"):
         raise ConfigError(f"--split {split}: expected train, hyper, val or test")
-    config, state = checkpoints.load(Path(checkpoint))
+    config, state = checkpoints.load(checkpoints.place(checkpoint))
     result = engine.evaluate(config, state, split)
     return {
         "checkpoint": str(checkpoint),
@@ -364,7 +370,7 @@ def export_radius(checkpoint: str | Path, path: str | Path) -> dict[str, Any]:
     from .optim import shapes
     from .training import checkpoint as checkpoints
 
-    config, state = checkpoints.load(Path(checkpoint))
+    config, state = checkpoints.load(checkpoints.place(checkpoint))
     if config.optim.rho is None:
         raise ConfigError(f"{checkpoint}: method {config.method} has no radius")
     if "folds" in state:

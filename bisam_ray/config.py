@@ -111,10 +111,15 @@ class Lets(Section):
 
 class Train(Section):
     epochs: int = Field(30, ge=1)
+    save_steps: int = Field(0, ge=0)
+    """Steps after which several workers save a checkpoint, also within an epoch; 0: after epochs only. (One worker
+    saves as time goes by.) Their batch-norm statistics are averaged then: rounding depends on it."""
 
 
 class Scale(Section):
     workers: int = Field(1, ge=1)
+    min_workers: int | None = Field(None, ge=1)
+    """Go on with as few when nodes are lost, and with more again when they come; left out: wait for all of them."""
     gpus_per_worker: float = Field(0.0, ge=0)
     """A share such as 0.25: four runs on a GPU, each with a quarter of its memory. Workers of a run take whole ones."""
     placement: Literal["pack", "spread"] = "pack"

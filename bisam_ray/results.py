@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .study.ledger import Run, Study
+from .study.storage import remote
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +34,10 @@ class TrainResult:
         return pd.DataFrame(self.run.epochs).set_index("epoch")
 
     @property
-    def checkpoint(self) -> Path:
-        return self.directory / self.run.end["checkpoint"] if self.run.end else self.directory
+    def checkpoint(self) -> Path | str:
+        """Where it lies: a path, or the URL of an object."""
+        place = self.run.end["checkpoint"] if self.run.end else ""
+        return f"{url}/{place}" if (url := remote(self.directory)) else self.directory / place
 
     def summary(self) -> dict[str, Any]:
         """The object that `--json` prints."""

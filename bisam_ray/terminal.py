@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .results import Comparison, SearchResult
+from .study.storage import remote
 
 
 def comparison(result: Comparison) -> str:
@@ -18,7 +19,7 @@ def comparison(result: Comparison) -> str:
         return f"no arm has a finished replicate; report {result.report}"
     lines = ["", table(result.outcome), "", *wrapped([result.outcome.verdict]), "", *wrapped(result.outcome.notes)]
     storage = result.study.directory.parent
-    where = "" if storage == Path("runs").resolve() else f" --storage {storage}"
+    where = "" if storage == Path("runs").resolve() else f" --storage {remote(storage) or storage}"
     return "\n".join([*lines, "", *links(result.study.directory), f"MLflow   bisam-ray ui{where}"])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..training import objects
 from . import storage
 from .ledger import Run, Study, read
 from .selection import winner
@@ -30,7 +31,7 @@ class Overview:
 class Rubbish:
     """A file or directory that may go, and why."""
 
-    path: Path
+    path: Path | str  # a str: an object's URL
     why: str
     size: int
 
@@ -43,7 +44,7 @@ def overview(directory: Path) -> Overview:
         study.header.get("kind", "?"),
         len(study.runs),
         state(directory, study),
-        size(directory),
+        size(directory) + sum(objects.sizes(url).values() if (url := storage.remote(directory)) else ()),
         best(study),
     )
 
@@ -74,15 +75,17 @@ def rubbish(directory: Path) -> list[Rubbish]:
     if storage.driver(directory) is not None:
         return []
     study, runs = read(directory), directory / "runs"
-    needed = set(keep(study))
-    found = [
-        (path, "checkpoint of a run that is over, and not the best")
-        for path in sorted(runs.glob("*.pt"))
-        if path.stem not in needed
-    ]
+    needed, over = set(keep(study)), "checkpoint of a run that is over, and not the best"
+    there = []
+    if url := storage.remote(directory):
+        sizes = objects.sizes(f"{url}/runs")
+        there = [
+            Rubbish(f"{url}/runs/{name}", over, sizes[name]) for name in sizes if name.removesuffix(".pt") not in needed
+        ]
+    found = [(path, over) for path in sorted(runs.glob("*.pt*")) if path.name.split(".pt")[0] not in needed]
     left = [*runs.glob(".checkpoint-*"), *directory.glob(".tune"), *runs.glob("ray_train"), *directory.glob("*.tmp")]
     found += [(path, "left behind by a process") for path in left]
-    return [Rubbish(path, why, size(path)) for path, why in found]
+    return [*there, *(Rubbish(path, why, size(path)) for path, why in found)]
 
 
 def keep(study: Study) -> Iterator[str]:
@@ -102,7 +105,9 @@ def keep(study: Study) -> Iterator[str]:
 
 def remove(found: list[Rubbish]) -> None:
     for item in found:
-        if item.path.is_dir():
+        if isinstance(item.path, str):
+            objects.remove(item.path)
+        elif item.path.is_dir():
             shutil.rmtree(item.path)
         else:
             item.path.unlink(missing_ok=True)

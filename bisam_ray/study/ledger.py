@@ -3,7 +3,7 @@
 Format: JSON Lines, UTF-8, one event per line, `<storage>/<study>/ledger.jsonl`; only the driver writes.
 Every event has `event` and `time` (seconds since 1970, UTC).
 
-    study     study, kind (search | compare | train), config, space, protocol, versions, hardware
+    study     study, kind (search | compare | train), config, space, protocol, versions, git, hardware
     begin     run, phase (search | final), arm, method, radius_policy, seed, replicate, restart, digest, dataset,
               config, suggested (the searched values, or null); of a trial also number and params (Optuna's), control
               (never stopped early); of a trial's re-run also trial
@@ -22,20 +22,24 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 FILE = "ledger.jsonl"
+DURABLE = ("study", "begin", "end", "finish")
 
 
 class Ledger:
-    """The writer: one line per event, handed to the operating system at once, to the disk with `end` and `finish`."""
+    """The writer: one line per event, handed to the operating system at once.
 
-    def __init__(self, directory: Path) -> None:
+    With the events of `DURABLE` all lines are brought to the disk, and `durable` is called: it may send them further.
+    """
+
+    def __init__(self, directory: Path, durable: Callable[[], None] = lambda: None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / FILE
+        self.path, self.durable = directory / FILE, durable
         whole = sum(len(line) for line in whole_lines(self.path))
         self.file: IO[bytes] = open(self.path, "ab")  # noqa: SIM115 - closed by close()
         self.file.truncate(whole)
@@ -44,8 +48,9 @@ class Ledger:
         line = json.dumps({"event": event, "time": time.time(), **fields}, default=str)
         self.file.write(line.encode() + b"\n")
         self.file.flush()
-        if event in ("study", "end", "finish"):
+        if event in DURABLE:
             os.fsync(self.file.fileno())
+            self.durable()
 
     def close(self) -> None:
         self.file.close()

@@ -48,6 +48,7 @@ def run_all(
     work = {job.name: gradients_per_step(job.config) for job, _ in left}
     progress.phase(sum(work[job.name] * (job.config.train.epochs - seen.get(job.name, 0)) for job, _ in left))
     cluster.connect()
+    cluster.check_shared(session.root)
     begins = {job.name: begin for job, begin in left}
     at_once, _ = cluster.room(left[0][0].config, at_once)
     begun: set[str] = set()

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..config import Config, ConfigError, gradients_per_step, resolve
 from ..progress import Progress
+from ..training import checkpoint
 from ..training.launch import Epoch, Failure, Job
 from . import ledger
 from .replicate import redrawn, run_all
@@ -202,8 +203,7 @@ class Search:
         """The last word on a trial: first in the ledger, then for Optuna."""
         trial.outcome = outcome
         self.ended += 1
-        checkpoint = self.session.checkpoint(trial.name)
-        kept = checkpoint if outcome == "completed" else None
+        kept = self.session.checkpoint(trial.name) if outcome == "completed" else None
         self.session.end(trial.name, outcome, trial.epoch, final, error, kept, stopped=trial.stopped)
         self.sampler.tell(trial)
         self.tidy(trial)
@@ -221,7 +221,7 @@ class Search:
             most = max(KEPT, self.settings.confirm)
             self.best, late = self.best[:most], self.best[most:]
         for one in late:
-            self.session.checkpoint(one.name).unlink(missing_ok=True)
+            checkpoint.remove(self.session.checkpoint(one.name))
 
     def planned(self) -> str:
         """How many trials there will be, as far as one knows."""
@@ -308,7 +308,7 @@ def confirm(search: Search) -> None:
     if settings.several:
         front = {run.name for run in pareto(search.session.study(), search.arm)}
         for name in search.trials.keys() - front:
-            search.session.checkpoint(name).unlink(missing_ok=True)
+            checkpoint.remove(search.session.checkpoint(name))
     if not settings.confirm or settings.several:
         return
     done = search.session.study().of(arm=search.arm, phase="search", outcome="completed")

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config
+from ..provenance import git_state
+from ..training import checkpoint as checkpoints
 from ..training import cluster
+from ..training.checkpoint import Place
 from ..training.launch import Epoch, Failure, Job
 from . import storage
+from .bucket import Bucket
 from .ledger import Ledger, Study, read
 from .storage import driver_lock
 from .tracking import Mirror, save_model, tracking_uri
@@ -25,6 +29,7 @@ class Session:
 
     def __init__(self, directory: Path, ledger: Ledger, stored: bool = True) -> None:
         self.directory, self.ledger = directory, ledger
+        self.url = storage.remote(directory)
         self.stored = stored  # whether runs leave more behind than their record: checkpoints, Optuna's study
 
     def begin(
@@ -69,10 +74,10 @@ class Session:
         epoch: int = 0,
         final: Mapping[str, float] | None = None,
         error: str | None = None,
-        checkpoint: Path | None = None,
+        checkpoint: Place | None = None,
         **more: Any,
     ) -> None:
-        where = str(checkpoint.relative_to(self.directory)) if checkpoint and checkpoint.exists() else None
+        where = f"runs/{name}.pt" if checkpoint and checkpoints.exists(checkpoint) else None
         ended = {"outcome": outcome, "epoch": epoch, "metrics": dict(final or {}), "error": error, "checkpoint": where}
         self.ledger.write("end", run=name, **ended, **more)
 
@@ -93,9 +98,9 @@ class Session:
 
     def log_model(self, name: str) -> None:
         """Export a finished run's network, loadable by MLflow without executing a pickle; it joins the run there."""
-        from ..training import checkpoint, engine
+        from ..training import engine
 
-        config, state = checkpoint.load(self.checkpoint(name))
+        config, state = checkpoints.load(self.checkpoint(name))
         model, example = engine.trained(config, state)
         path = self.directory / "models" / name
         save_model(model, example, path)
@@ -104,8 +109,13 @@ class Session:
     def study(self) -> Study:
         return read(self.directory)
 
-    def checkpoint(self, name: str) -> Path:
-        return self.directory / "runs" / f"{name}.pt"
+    @property
+    def root(self) -> Place:
+        """Of the storage: what every node of a cluster must have."""
+        return self.url.rpartition("/")[0] if self.url else self.directory.parent
+
+    def checkpoint(self, name: str) -> Place:
+        return f"{self.url}/runs/{name}.pt" if self.url else self.directory / "runs" / f"{name}.pt"
 
 
 def reap(directory: Path) -> bool:
@@ -115,7 +125,7 @@ def reap(directory: Path) -> bool:
     """
     if read(directory).finish is not None or storage.driver(directory) is not None:
         return False
-    with driver_lock(directory), Ledger(directory) as ledger, Mirror(directory, tracking_uri(directory.parent)):
+    with held(directory) as ledger, Mirror(directory, tracking_uri(directory.parent)):
         close(ledger, directory, "interrupted")
     return True
 
@@ -130,6 +140,19 @@ def close(ledger: Ledger, directory: Path, outcome: str) -> None:
 
 
 @contextmanager
+def held(directory: Path) -> Iterator[Ledger]:
+    """The ledger of a study, for its only driver."""
+    url = storage.remote(directory)
+    with driver_lock(directory):
+        if url is None:
+            with Ledger(directory) as ledger:
+                yield ledger
+            return
+        with Bucket(directory, url) as bucket, Ledger(directory, bucket.push) as ledger:
+            yield ledger
+
+
+@contextmanager
 def session(
     directory: Path, kind: str, config: Config | None, tracked: bool = True, **header: Any
 ) -> Iterator[Session]:
@@ -138,13 +161,14 @@ def session(
     Ctrl-C and SIGTERM end it as interrupted, with everything done so far kept. Untracked, it is in the ledger alone.
     """
     mirror = Mirror(directory, tracking_uri(directory.parent)) if tracked else nullcontext()
-    with driver_lock(directory), Ledger(directory) as ledger, mirror:
+    with held(directory) as ledger, mirror:
         ledger.write(
             "study",
             study=directory.name,
             kind=kind,
             config=config.model_dump(exclude_none=True) if config else None,
             versions=cluster.versions(),
+            git=git_state(),
             hardware=f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}",
             **header,
         )

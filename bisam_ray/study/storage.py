@@ -1,5 +1,8 @@
 """Where studies live: directories under one root, each written by one driver at a time.
 
+Of a root in an object store (s3://bucket/prefix) there is a working directory on this machine, in which all is as in
+any other root; `.url` in it says where it belongs, and bucket.py repeats it there.
+
 <storage>/<study>/ledger.jsonl       the record (ledger.py)
 <storage>/<study>/runs/<run>.pt      a checkpoint per run (training/checkpoint.py)
 <storage>/<study>/report.html        the report, with figures/ beside it (report.py)
@@ -9,51 +12,85 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ..config import ConfigError, suggest
+from ..training import objects
+from . import bucket
 from .ledger import FILE, read
+
+URL = ".url"
 
 KEPT = 3  # checkpoints of a search's best trials
 
 
+def known(storage: str) -> Path:
+    """The absolute root directory, which need not exist, or the working directory of a root in an object store."""
+    if not objects.is_url(storage):
+        return Path(storage).expanduser().resolve()
+    url = storage.rstrip("/")
+    parts = urlsplit(url)
+    if parts.username or parts.password or "@" in parts.netloc:
+        raise ConfigError(
+            f"--storage {parts.scheme}://…@…: no passwords in URLs; AWS_… variables or a profile name them"
+        )
+    if not parts.netloc:
+        raise ConfigError(f"--storage {storage}: names no bucket (nearest: {parts.scheme}://BUCKET/runs)")
+    cache = Path(os.environ.get("BISAM_RAY_CACHE") or Path.home() / ".cache" / "bisam_ray")
+    path = cache / f"{re.sub(r'[^A-Za-z0-9]+', '-', url)}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+    objects.replace(path / URL, url.encode())
+    return path
+
+
 def root(storage: str) -> Path:
-    """The absolute root directory, made and known to be writable.
+    """`known`, made and found to be writable.
 
     Raises:
-        ConfigError: it cannot be written, or is an object store (not supported yet).
+        ConfigError: it cannot be written.
     """
-    if "://" in storage:
-        raise ConfigError(f"--storage {storage}: only directories are supported; mount the bucket, or give a path")
-    path = Path(storage).expanduser().resolve()
-    probe = path / f".probe-{os.getpid()}"
+    path = known(storage)
+    probe = f".probe-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        (path / probe).touch()
+        (path / probe).unlink()
     except OSError as error:
-        raise ConfigError(
-            f"--storage {storage}: cannot be written ({error.strerror}); choose another directory"
-        ) from None
+        raise ConfigError(f"--storage {path}: cannot be written ({error.strerror}); choose another directory") from None
+    if objects.is_url(storage):
+        try:
+            objects.write(f"{remote(path)}/{probe}", b"", patience_s=5)
+            objects.remove(f"{remote(path)}/{probe}")
+        except (OSError, ValueError, ImportError) as error:
+            raise ConfigError(f"--storage {storage}: cannot be written ({objects.told(error)})") from None
     return path
+
+
+def remote(path: Path) -> str | None:
+    """The URL of a root, or of a study, that is the working directory of one in an object store."""
+    for root in (path, path.parent):
+        with suppress(OSError):
+            return "/".join([(root / URL).read_text(encoding="utf-8"), *path.relative_to(root).parts])
+    return None
 
 
 def create(storage: Path, name: str) -> Path:
     """A new directory for a study: `name`, or `name-2`, `name-3`, … when it is taken."""
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise ConfigError(f"--study {name}: use letters, digits, '.', '_' and '-' only")
-    number = 1
+    number, url = 1, remote(storage)
     while True:
         directory = storage / (name if number == 1 else f"{name}-{number}")
-        try:
-            directory.mkdir()
-            return directory
-        except FileExistsError:
-            number += 1
+        number += 1
+        if url is None or not bucket.parts(f"{url}/{directory.name}"):
+            with suppress(FileExistsError):
+                directory.mkdir()
+                return directory
 
 
 def existing(storage: Path, name: str) -> Path:
@@ -62,6 +99,8 @@ def existing(storage: Path, name: str) -> Path:
     Raises:
         ConfigError: there is none; names the nearest.
     """
+    if (url := remote(storage)) and bucket.parts(f"{url}/{name}"):
+        bucket.fetch(f"{url}/{name}", storage / name)
     for directory in (storage / name, Path(name)):
         if (directory / FILE).exists():
             return directory.resolve()
@@ -70,6 +109,9 @@ def existing(storage: Path, name: str) -> Path:
 
 def studies(storage: Path) -> list[Path]:
     """Every study of a storage, oldest first."""
+    if url := remote(storage):
+        for name in {name.split("/")[0] for name in objects.sizes(url) if "/ledger/" in name}:
+            bucket.fetch(f"{url}/{name}", storage / name)
     found = (p.parent for p in storage.glob(f"*/{FILE}")) if storage.is_dir() else ()
     return sorted(found, key=lambda d: (d / FILE).stat().st_ctime)
 
@@ -110,6 +152,8 @@ def driver_lock(directory: Path) -> Iterator[None]:
 
 def driver(directory: Path) -> str | None:
     """The process that is driving a study now, if any."""
+    if url := remote(directory):
+        return bucket.driver(url)
     path = directory / ".driver"
     if not path.exists():
         return None

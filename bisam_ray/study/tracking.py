@@ -36,11 +36,14 @@ import json
 import logging
 import os
 import re
+import shutil
+import tempfile
 import threading
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -89,7 +92,26 @@ def connect(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic", "sqlalchemy", "urllib3.connectionpool"):  # the import set them to INFO
         logging.getLogger(name).setLevel(logging.ERROR)
+    make_whole(uri, MlflowClient)
     return MlflowClient(tracking_uri=uri)
+
+
+def make_whole(uri: str, client: Any) -> None:
+    """Make a SQLite store whole or not at all.
+
+    MLflow creates its tables one after the other for a second or more, and a store that a kill left half made it can
+    neither use nor mend.
+    """
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as making:
+        first, whole = Path(making) / "first.db", Path(making) / "whole.db"
+        client(tracking_uri=f"sqlite:///{first}").search_experiments(max_results=1)
+        shutil.copyfile(first, whole)  # this process keeps the first one open
+        with suppress(FileExistsError):  # another process was faster
+            os.link(whole, path)
 
 
 @dataclass

@@ -41,6 +41,7 @@ def search(
     if searching.over():
         return searching
     cluster.connect()
+    cluster.check_shared(session.root)
     searching.at_once, told = cluster.room(searching.example, settings.concurrency)
     for line in [told, *searching.announce()]:
         progress.say(line)

@@ -1,57 +1,125 @@
-"""One file per run, written atomically: what `resume` needs to be bitwise the uninterrupted run.
+"""One file or object per run, written atomically: what `resume` needs to be bitwise the uninterrupted run.
 
 Format: torch.save of a dict, read with weights_only=True.
 
-    format    2
+    format    3
     config    the resolved configuration (nested dict)
-    state     history: the metrics of every epoch so far; and EpochRecord.state(): epoch, model, base optimizer, radius
-              policy (with its pending hypergradient), the schedule (SAMPa's gradients, a loss scaler), ρ of every step,
-              best weights on val, cost so far; of a run on folds, `folds`: a list of such states, all after that epoch
+    state     history: the metrics of every epoch so far; and EpochRecord.state(): epoch, step, sums of the metrics of
+              the epoch under way, model, base optimizer, radius policy (with its pending hypergradient), the schedule
+              (SAMPa's gradients, a loss scaler), ρ of every step, best weights on val, cost so far; of a run on folds,
+              `folds`: a list of such states, all after that epoch
 
-Random numbers and the order of the examples are functions of (seed, step): the epoch is their whole state.
+Random numbers and the order of the examples are functions of (seed, step): the step is their whole state.
+
+A place is a path or the URL of an object (objects.py). Beside a file lies its predecessor, `<name>.previous`: whatever
+happens to the newest one (a disk that lies about what it has written), the one before it is there.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..config import Config, ConfigError, resolve
+from . import objects
 
-FORMAT = 2
+FORMAT = 3
+Place = Path | str
 
 
-def save(path: Path, config: Config, state: dict[str, Any]) -> None:
-    """Write the checkpoint; a reader sees the old file or the new one, never a part of either."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".checkpoint-")
+class Unreadable(ConfigError):
+    """Cut off, or never a checkpoint."""
+
+
+def save(place: Place, config: Config, state: dict[str, Any], last: bool = False) -> None:
+    """Write the checkpoint; a reader sees the old one or the new one, never a part of either.
+
+    The last one of a run leaves no predecessor beside it.
+    """
+    import torch
+
+    content = {"format": FORMAT, "config": config.model_dump(), "state": state}
+    if isinstance(place, str):
+        stream = io.BytesIO()
+        torch.save(content, stream)
+        objects.write(place, stream.getbuffer())
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=place.parent, prefix=".checkpoint-")
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save({"format": FORMAT, "config": config.model_dump(), "state": state}, file)
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        if place.exists():
+            os.replace(place, previous(place))
+        os.replace(name, place)
+        if last:
+            previous(place).unlink(missing_ok=True)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
-def load(path: Path) -> tuple[Config, dict[str, Any]]:
+def place(named: str | Path) -> Place:
+    """The place that a person named."""
+    return str(named) if objects.is_url(named) else Path(named)
+
+
+def previous(path: Path) -> Path:
+    return path.with_name(f"{path.name}.previous")
+
+
+def exists(place: Place) -> bool:
+    if isinstance(place, str):
+        return objects.exists(place)
+    return place.exists() or previous(place).exists()
+
+
+def remove(place: Place) -> None:
+    """Remove a checkpoint, if there is one."""
+    if isinstance(place, str):
+        objects.remove(place)
+    else:
+        place.unlink(missing_ok=True)
+        previous(place).unlink(missing_ok=True)
+
+
+def load(place: Place) -> tuple[Config, dict[str, Any]]:
     """The configuration and the state of a checkpoint.
 
     Raises:
-        ConfigError: no such file, cut off, or not one of ours.
+        ConfigError: no such checkpoint, cut off, or not one of ours.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such checkpoint")
+    import torch
+
+    source: Any = place
+    if isinstance(place, str):
+        try:
+            source = io.BytesIO(objects.read(place))
+        except FileNotFoundError:
+            raise ConfigError(f"{place}: no such checkpoint") from None
+    elif not place.is_file():
+        raise ConfigError(f"{place}: no such checkpoint")
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        content = torch.load(source, weights_only=True, map_location="cpu")
     except Exception:  # torch's restricted unpickler fails in a dozen ways on what is not its own
-        raise ConfigError(f"{path}: not a readable checkpoint (cut off, or another kind of file)") from None
+        raise Unreadable(f"{place}: not a readable checkpoint (cut off, or another kind of file)") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ConfigError(f"{path}: not a bisam-ray checkpoint of format {FORMAT}")
+        raise ConfigError(f"{place}: not a bisam-ray checkpoint of format {FORMAT}")
     return resolve(content["config"]), content["state"]
+
+
+def last_good(place: Place) -> tuple[Config, dict[str, Any]] | None:
+    """What to continue from: the checkpoint, else its predecessor, else None; what is unreadable is told on stderr."""
+    for candidate in [place] if isinstance(place, str) else [place, previous(place)]:
+        if objects.exists(candidate) if isinstance(candidate, str) else candidate.exists():
+            try:
+                return load(candidate)
+            except Unreadable as error:
+                print(f"{error}; going on from the one before it", file=sys.stderr, flush=True)
+    return None

@@ -11,9 +11,12 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ..config import Config, ConfigError
+from . import objects
 
 LOOK_EVERY_S = 2.0
 died: str | None = None
@@ -51,8 +54,20 @@ def connect() -> None:
         threading.Thread(target=importlib.import_module, args=("ray.tune",), daemon=True).start()
         ray.init(address="local", include_dashboard=False, num_cpus=os.cpu_count(), **quiet)
         threading.Thread(target=watch, daemon=True).start()
+    tighten()
     if callable(terminated) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)  # Ray put its own there, which aborts
+
+
+def tighten() -> None:
+    """Let nobody else read the file with this cluster's token, if that is where Ray has it from: Ray makes it 0644."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    with suppress(OSError):
+        there = path.stat()
+        if there.st_uid == os.getuid() and there.st_mode & 0o007:
+            path.chmod(0o600)
 
 
 def watch() -> None:
@@ -112,3 +127,64 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def check_shared(root: Path | str) -> None:
+    """Find out, before anything is trained, whether every node of the cluster reads and writes the same storage.
+
+    Args:
+        root: a directory that the driver can write, or the URL of an object store.
+
+    Raises:
+        ConfigError: naming a node that does not.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    if not others or str(root) in SHARED:
+        return
+    mark = secrets.token_hex(8)
+    probe = f"{root}/.shared-{mark}"
+    if isinstance(root, Path):
+        Path(probe).write_text(mark)
+    else:
+        objects.write(probe, mark.encode())
+    look = ray.remote(num_cpus=0, max_retries=0)(sees)
+    asked = {
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            probe, isinstance(root, Path)
+        ): node["NodeManagerHostname"]
+        for node in others
+    }
+    try:
+        for reference, host in asked.items():
+            if (found := ray.get(reference)) != mark:
+                raise ConfigError(
+                    f"--storage {root}: node {host} does not have it ({found}); give a directory that all nodes share, "
+                    "or s3://BUCKET/…"
+                )
+    finally:
+        if isinstance(root, Path):
+            Path(probe).unlink(missing_ok=True)
+        else:
+            objects.remove(probe)
+    SHARED.add(str(root))
+
+
+SHARED: set[str] = set()  # storages that were found to be
+
+
+def sees(probe: str, file: bool) -> str:
+    """What a node finds at a place, after writing beside it; or why it cannot."""
+    try:
+        if file:
+            Path(f"{probe}-too").touch()
+            Path(f"{probe}-too").unlink()
+            return Path(probe).read_text()
+        objects.write(f"{probe}-too", b"", patience_s=10)
+        objects.remove(f"{probe}-too")
+        return objects.read(probe).decode()
+    except OSError as error:
+        return error.strerror or objects.told(error)

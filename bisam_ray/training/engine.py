@@ -67,6 +67,14 @@ class EpochRecord:
     evaluate: Callable[..., Evaluation]
 
 
+class StepRecord(NamedTuple):
+    """What a step left behind: how many were made, how many an epoch has, and `state()` as of an `EpochRecord`."""
+
+    step: int
+    of: int
+    state: Callable[[], dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Loss and accuracy of one split, and the accuracy of its even- and odd-numbered halves."""
@@ -80,15 +88,16 @@ def run(
     config: Config,
     comm: Comm | None = None,
     state: dict[str, Any] | None = None,
-    after_step: Callable[[int], None] = lambda of: None,
+    after_step: Callable[[StepRecord], None] = lambda step: None,
 ) -> Iterator[EpochRecord]:
     """Train, yielding an `EpochRecord` after every epoch.
 
     Args:
         config: the resolved configuration.
         comm: the other processes of a data-parallel run.
-        state: what an earlier record's `state()` returned: continue after that epoch.
-        after_step: called after every step with the number of steps of an epoch.
+        state: what an earlier record's `state()` returned: continue after that epoch, or that step.
+        after_step: called after every step. Of several processes, `state()` is complete in each one after every
+            `train.save_steps` steps only: the others keep parts of it (batch-norm statistics, sums of the metrics).
 
     Raises:
         Diverged: the training loss is not finite.
@@ -148,7 +157,9 @@ def run(
 
     take_step = schedule(config, params, base, evaluate, radius, model=model, comm=comm, scaler=scaler)
     radii = torch.zeros(total_steps, dtype=torch.float64, device=device)
-    start, cost, seconds = 0, 0.0, 0.0
+    start, done, cost, seconds = 0, 0, 0.0, 0.0
+    totals = torch.zeros(7, dtype=torch.float64, device=device)  # of the epoch under way
+    counted = torch.zeros_like(totals)
     best: dict[str, Any] = {"val_accuracy": -1.0, "epoch": 0, "weights": None}
     if state is not None:
         model.load_state_dict(state["model"])
@@ -158,10 +169,14 @@ def run(
         take_step.load_state_dict(state["schedule"])
         radii = state["radii"].to(device).clone()
         start, cost, seconds, best = state["epoch"], state["cost"], state["seconds"], state["best"]
+        done = state["step"]
+        totals, counted = (sums.to(device).clone() for sums in state["sums"])
 
     def snapshot() -> dict[str, Any]:
         return {
-            "epoch": epoch,
+            "epoch": done // epoch_steps,
+            "step": done,
+            "sums": (totals, counted),
             "model": model.state_dict(),
             "base": base.state_dict(),
             "radius": radius.state_dict() if radius is not None else None,
@@ -169,7 +184,7 @@ def run(
             "radii": radii,
             "best": best,
             "cost": cost,
-            "seconds": seconds,
+            "seconds": seconds + (time.perf_counter() - began if done % epoch_steps else 0.0),
             "metrics": metrics,
         }
 
@@ -183,14 +198,16 @@ def run(
         model.load_state_dict(present)
         return result
 
-    epoch, metrics = start, {} if state is None else state["metrics"]
-    if epoch == config.train.epochs:  # the run was finished before: its last record once more
-        yield EpochRecord(epoch, metrics, snapshot, evaluated)
+    metrics = {} if state is None else state["metrics"]
+    if start == config.train.epochs:  # the run was finished before: its last record once more
+        yield EpochRecord(start, metrics, snapshot, evaluated)
     for epoch in range(start + 1, config.train.epochs + 1):
-        began, totals = time.perf_counter(), torch.zeros(7, dtype=torch.float64, device=device)
-        counted = torch.zeros_like(totals)
+        began = time.perf_counter()
+        if done == (epoch - 1) * epoch_steps:
+            totals.zero_()
+            counted.zero_()
         model.train()
-        for step in range((epoch - 1) * epoch_steps, epoch * epoch_steps):
+        for step in range(done, epoch * epoch_steps):
             for group in base.param_groups:
                 group["lr"] = optim.lr * 0.5 * (1 + math.cos(math.pi * step / total_steps))
             first = None
@@ -214,10 +231,13 @@ def run(
                 counted += row.isfinite()
                 row.nan_to_num_(0.0, 0.0, 0.0)
             totals += row
-            after_step(epoch_steps)
-        totals /= epoch_steps if scaler is None else counted
-        synchronise(comm, totals, list(model.buffers()), radius)
-        means = dict(zip(STEP_METRICS, totals.tolist(), strict=True))
+            done = step + 1
+            if config.train.save_steps and done % config.train.save_steps == 0:
+                synchronise(comm, [totals, counted], list(model.buffers()), radius)
+            after_step(StepRecord(done, epoch_steps, snapshot))
+        means_of = totals / (epoch_steps if scaler is None else counted)
+        synchronise(comm, [means_of], list(model.buffers()), radius)
+        means = dict(zip(STEP_METRICS, means_of.tolist(), strict=True))
         seconds += time.perf_counter() - began
         if not math.isfinite(means["train/loss"]):
             raise Diverged(f"the training loss became {means['train/loss']} in epoch {epoch}")
@@ -244,7 +264,7 @@ STEP_METRICS = (
 )  # fmt: skip
 
 
-def synchronise(comm: Comm, totals: Tensor, buffers: list[Tensor], radius: RadiusPolicy | None = None) -> None:
+def synchronise(comm: Comm, sums: list[Tensor], buffers: list[Tensor], radius: RadiusPolicy | None = None) -> None:
     """Mean metrics and batch-norm statistics over the processes; with two roles, those of the one that moves them.
 
     What processes keep of an unfinished hypergradient counts by its mean only, and a checkpoint is of one process.
@@ -253,12 +273,12 @@ def synchronise(comm: Comm, totals: Tensor, buffers: list[Tensor], radius: Radiu
         pending: list[Tensor] = []
         if isinstance(radius, LETS) and radius.curved is not None and radius.hyper is not None:
             pending = [radius.hyper[1], *chain.from_iterable(radius.curved)]
-        comm.mean_([totals, *(b for b in buffers if b.is_floating_point()), *pending])
+        comm.mean_([*sums, *(b for b in buffers if b.is_floating_point()), *pending])
         return
     # the first pass of role 1 is at other weights, on another batch: metrics are those of role 0
     moved = [b.double() for b in buffers]
-    found, fresh = comm.exchange([totals] if comm.role == 0 else moved, [totals], moved)
-    for buffer, value in zip([totals, *buffers], [*found, *fresh], strict=True):
+    found, fresh = comm.exchange(sums if comm.role == 0 else moved, sums, moved)
+    for buffer, value in zip([*sums, *buffers], [*found, *fresh], strict=True):
         buffer.copy_(value)
 
 

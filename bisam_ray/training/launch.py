@@ -10,6 +10,7 @@ tell which of them it is in.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -25,7 +26,8 @@ from ..config import Config, ConfigError
 from .cluster import connect, cpus
 from .plugins import load_function
 
-CHECKPOINT_EVERY_S = 5.0  # a kill costs at most this much work, a short run writes no more than its last epoch
+CHECKPOINT_EVERY_S = 5.0  # a kill costs about this much work, a short run writes no more than its last epoch
+SAVING = 0.05  # or more seldom: saving takes no more than this share of the time
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be made: its name, its configuration, where its checkpoint lies, and whether to look at test.
+    """One run to be made: its name, its configuration, where its checkpoint lies (a path, or the URL of an object), and
+    whether to look at test.
 
     `folds` > 1: the configuration on several folds at once (folds.py). `save_at`: epochs after which the checkpoint is
     saved in any case, such as the rungs at which a scheduler may stop the run and later take it up again.
@@ -47,7 +50,7 @@ class Job:
 
     name: str
     config: Config
-    checkpoint: Path
+    checkpoint: Path | str
     test: bool = True
     resume: bool = False
     folds: int = 1
@@ -62,6 +65,25 @@ class Failure:
     error: str
 
 
+class Saver:
+    """Writes a run's checkpoints when they are due."""
+
+    def __init__(self, job: Job, history: list[dict[str, float]]) -> None:
+        self.job, self.history = job, history
+        self.saved, self.pause = time.monotonic(), CHECKPOINT_EVERY_S
+
+    def due(self) -> bool:
+        return time.monotonic() - self.saved > self.pause
+
+    def save(self, state: dict[str, Any], last: bool = False) -> None:
+        from . import checkpoint
+
+        began = time.monotonic()
+        checkpoint.save(self.job.checkpoint, self.job.config, {**state, "history": self.history}, last)
+        self.saved = time.monotonic()
+        self.pause = max(CHECKPOINT_EVERY_S, (self.saved - began) / SAVING)
+
+
 def steps(job: Job, comm: Any = None) -> Iterator[Epoch]:
     """Train `job`, saving its checkpoint every few seconds, after the epochs of `save_at` and after the last.
 
@@ -72,8 +94,8 @@ def steps(job: Job, comm: Any = None) -> Iterator[Epoch]:
     from . import checkpoint, engine, folds
 
     state, history = None, list[dict[str, float]]()
-    if job.resume and job.checkpoint.exists():
-        stored, state = checkpoint.load(job.checkpoint)
+    if job.resume and (found := checkpoint.last_good(job.checkpoint)):
+        stored, state = found
         if stored != job.config:
             raise ConfigError(f"{job.checkpoint}: belongs to another configuration ({stored.digest()})")
         if (stored_folds := len(engine.members(stored, state))) != job.folds:
@@ -81,16 +103,24 @@ def steps(job: Job, comm: Any = None) -> Iterator[Epoch]:
         history = state.pop("history", [])[: job.config.train.epochs - 1]  # the last epoch comes again, with its end
         for epoch, metrics in enumerate(history, 1):
             yield Epoch(epoch, metrics)
+    alone = comm is None or comm.world == 1
     writer = comm is None or getattr(comm, "everyone", comm).rank == 0  # of two roles, one process writes
-    saved = time.monotonic()
+    saver = Saver(job, history)
+
+    def after_step(step: engine.StepRecord) -> None:
+        """Within an epoch; at its end there is its record to be saved with."""
+        every = job.config.train.save_steps
+        due = saver.due() if alone else bool(every) and step.step % every == 0
+        if writer and due and step.step % step.of:
+            saver.save(step.state())
+
     one = job.folds == 1
-    for record in engine.run(job.config, comm, state) if one else folds.run(job.config, job.folds, comm, state):
+    runs = engine.run(job.config, comm, state, after_step) if one else folds.run(job.config, job.folds, comm, state)
+    for record in runs:
         last = record.epoch == job.config.train.epochs
         history.append(record.metrics)
-        due = last or record.epoch in job.save_at or time.monotonic() - saved > CHECKPOINT_EVERY_S
-        if writer and due:
-            checkpoint.save(job.checkpoint, job.config, {**record.state(), "history": history})
-            saved = time.monotonic()
+        if writer and (last or record.epoch in job.save_at or saver.due()):
+            saver.save(record.state(), last)
         yield Epoch(record.epoch, record.metrics, final_metrics(record, job.test) if last else None)
 
 
@@ -115,9 +145,9 @@ def measure(config: Config, seconds: float = 3.0) -> Measured:
     marks, steps_per_epoch = [time.perf_counter()], 0
     period = config.optim.every * config.lets.every
 
-    def after_step(of: int) -> None:
+    def after_step(step: engine.StepRecord) -> None:
         nonlocal steps_per_epoch
-        steps_per_epoch = of
+        steps_per_epoch = step.of
         if config.scale.gpus_per_worker:
             import torch
 
@@ -179,9 +209,21 @@ def check_feasible(config: Config, folds: int = 1) -> None:
             data.load(engine.on_fold(config, folds - 1).data)
         except ConfigError as error:
             raise ConfigError(f"--folds {folds}: {error}") from None
-    if config.data.batch_size % scale.workers:
+    fewest = scale.min_workers or scale.workers
+    if fewest > scale.workers:
         raise ConfigError(
-            f"scale.workers={scale.workers}: data.batch_size={config.data.batch_size} cannot be divided among them"
+            f"scale.min_workers={fewest}: more than scale.workers={scale.workers} (nearest: {scale.workers})"
+        )
+    if fewest < scale.workers and config.optim.schedule == "parallel":
+        raise ConfigError(
+            f"scale.min_workers={fewest}: the two roles of optim.schedule=parallel need all their workers"
+        )
+    size, every = config.data.batch_size, math.lcm(*range(fewest, scale.workers + 1))
+    if size % every:
+        counts = f"{scale.workers}" if fewest == scale.workers else f"every number from {fewest} to {scale.workers}"
+        nearest = max(1, round(size / every)) * every
+        raise ConfigError(
+            f"data.batch_size={size}: cannot be divided among scale.workers={counts} (nearest: {nearest})"
         )
     if scale.gpus_per_worker and not os.environ.get("RAY_ADDRESS"):
         import torch
@@ -198,8 +240,9 @@ def check_feasible(config: Config, folds: int = 1) -> None:
             available = cpus()
         else:  # the answer without starting a cluster
             available = os.cpu_count() or 1
-        if scale.workers > available:
-            raise ConfigError(f"scale.workers={scale.workers}: only {available} CPUs here (nearest: {available})")
+        if fewest > available:
+            field = "min_workers" if scale.min_workers else "workers"
+            raise ConfigError(f"scale.{field}={fewest}: only {available} CPUs here (nearest: {available})")
 
 
 def launch(job: Job) -> Iterator[Epoch]:

@@ -24,8 +24,10 @@ def distributed(job: Job, max_failures: int = 2) -> Iterator[Epoch]:
     processes and its placement group are gone seconds later. Ray does the first: an actor dies with the one that
     started it, and all of the run hangs on `manager`. `Guard` does the second.
     """
+    from . import checkpoint
+
     if not job.resume:
-        job.checkpoint.unlink(missing_ok=True)  # workers that are started again continue from what lies there
+        checkpoint.remove(job.checkpoint)  # workers that are started again continue from what lies there
     connect()
     import ray
     from ray.exceptions import RayTaskError
@@ -93,7 +95,7 @@ class Manager:
                 worker_loop,
                 train_loop_config={"job": job, "manager": ray.get_runtime_context().current_actor},
                 scaling_config=ScalingConfig(
-                    num_workers=scale.workers,
+                    num_workers=(scale.min_workers, scale.workers) if scale.min_workers else scale.workers,
                     use_gpu=bool(gpus),
                     resources_per_worker={"CPU": 1, "memory": mark, **gpus},
                     placement_strategy=scale.placement.upper(),
@@ -101,7 +103,7 @@ class Manager:
                 run_config=RunConfig(
                     # a used name would silently resume, and train nothing
                     name=f"{job.name}-{secrets.token_hex(4)}",
-                    storage_path=str(job.checkpoint.parent / "ray_train"),
+                    storage_path=f"{str(job.checkpoint).rpartition('/')[0]}/ray_train",
                     failure_config=FailureConfig(max_failures=max_failures),
                     logging_config=LoggingConfig(log_level="ERROR"),
                 ),
@@ -148,7 +150,9 @@ def worker_loop(config: dict[str, Any]) -> None:
     from .engine import Diverged
 
     job, manager = config["job"], config["manager"]
-    if job.checkpoint.exists():
+    from . import checkpoint
+
+    if checkpoint.exists(job.checkpoint):
         job = replace(job, resume=True)
     comm = Roles() if job.config.optim.schedule == "parallel" else Distributed()
     try:

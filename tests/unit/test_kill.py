@@ -71,3 +71,31 @@ def test_a_resumed_run_tells_the_epochs_of_its_checkpoint_once_more(tmp_path):
     assert timeless(again) == timeless(whole)
     finished = list(launch.steps(launch.Job("run", config, tmp_path / "run.pt", resume=True)))
     assert timeless(finished) == timeless(whole)
+
+
+MAKING = """
+import os, sys, threading, time
+from bisam_ray.study.tracking import connect
+
+def kill():
+    while not any(f.endswith(".db") or "/.mlflow-" in f"{d}/{f}" for d, _, fs in os.walk(sys.argv[1]) for f in fs):
+        time.sleep(0.001)
+    time.sleep(float(sys.argv[2]))
+    os.kill(os.getpid(), 9)
+
+threading.Thread(target=kill).start()
+connect(f"sqlite:///{sys.argv[1]}/mlflow.db").search_experiments()
+time.sleep(60)
+"""
+
+
+def test_a_kill_while_mlflow_makes_its_tables_leaves_a_store_that_works(tmp_path):
+    from bisam_ray.study.tracking import connect
+
+    store = tmp_path / "store"
+    store.mkdir()
+    for wait in ("0.02", "0.15"):
+        killed = subprocess.run([sys.executable, "-c", MAKING, str(store), wait], check=False)
+        assert killed.returncode == -9
+        assert not (store / "mlflow.db").exists(), "killed too late to prove anything"
+    assert connect(f"sqlite:///{store}/mlflow.db").search_experiments()
