@@ -268,7 +268,7 @@ def report(storage: str, quiet: bool, study: str) -> tuple[Any, str]:
     from .study import storage as stores
     from .study.session import reap
 
-    directory = stores.existing(Path(storage).expanduser().resolve(), study)
+    directory = stores.existing(stores.known(storage), study)
     reap(directory)
     path = api.render(directory)
     return {"study": directory.name, "report": str(path)}, str(path)
@@ -305,7 +305,7 @@ def studies(storage: str, quiet: bool, clean: bool, yes: bool) -> tuple[Any, str
     from .study import housekeeping as house
     from .study import storage as stores
 
-    directories = stores.studies(Path(storage).expanduser().resolve())
+    directories = stores.studies(stores.known(storage))
     if clean:
         return tidied(directories, yes)
     rows = [vars(house.overview(directory)) for directory in directories]
@@ -335,9 +335,35 @@ def tidied(directories: list[Path], yes: bool) -> tuple[Any, str]:
 @click.option("--port", default=5000, show_default=True, help="On 127.0.0.1.")
 def ui(storage: str, quiet: bool, port: int) -> tuple[Any, str]:
     """Open the MLflow UI of a storage on this machine, until Ctrl-C."""
+    from .study.storage import known
     from .study.ui import serve
 
-    return serve(Path(storage).expanduser().resolve(), port), ""
+    return serve(known(storage), port), ""
+
+
+@verb
+def doctor(storage: str, quiet: bool) -> tuple[Any, str]:
+    """Check the cluster, the storage, MLflow and this installation; exit code 1 if something is wrong."""
+    from .doctor import examine
+
+    as_json = click.get_current_context().params["as_json"]
+    result = examine(storage, (lambda line: None) if as_json and quiet else click.echo)
+    if not result["ok"]:
+        if as_json:
+            click.echo(json.dumps(result))
+        sys.exit(1)
+    return result, ""
+
+
+@main.command("runtime-env")
+def runtime_env() -> None:
+    """Print what `ray job submit --runtime-env-json` needs to know: the state of git, and no secrets."""
+    from .provenance import runtime_env
+
+    try:
+        click.echo(json.dumps(runtime_env()))
+    except ConfigError as error:
+        fail(2, str(error))
 
 
 @main.group()

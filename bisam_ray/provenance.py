@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from urllib.parse import parse_qsl, urlsplit
 
 from .config import ConfigError
 
 GIT = "BISAM_RAY_GIT"
 """Environment variable that names the code of an uploaded working directory, which has no repository."""
+WAIT_S = 2.0
+"""Longest wait for git, say on a slow network file system."""
 STOP_WAIT_S = 30
-"""Ray kills a job so long after `ray job stop`; of its own accord it would wait for 3 s only."""
+"""Ray kills a job so long after `ray job stop`, by itself after 3 s: the ledger is closed by then, but whatever else is
+to be brought to an end (workers, the last metrics for MLflow) may take longer."""
 FORWARDED = ("MLFLOW_TRACKING_URI", "BISAM_RAY_DEBUG")  # never a secret: everybody on the cluster can read them
 
 
@@ -25,7 +27,9 @@ def git_state() -> str | None:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # it only looks
     try:
-        done = subprocess.run(command, env=quiet, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=2)
+        done = subprocess.run(
+            command, env=quiet, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=WAIT_S
+        )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
@@ -56,8 +60,6 @@ def runtime_env() -> dict[str, dict[str, str]]:
 
 def secretive(uri: str) -> bool:
     """Whether a URI carries credentials: user@host, or a parameter that is called like one."""
-    parts = urlsplit(uri)
-    return "@" in parts.netloc or any(
-        re.search(r"pass|pwd|token|secret|key|auth|credential|signature", name, re.I)
-        for name, _ in parse_qsl(parts.query, keep_blank_values=True)
+    return bool(
+        re.search(r"://.*@|[?&;][^=&;]*(pass|pwd|token|secret|key|auth|credential|signature)[^=&;]*=", uri, re.I)
     )

@@ -39,7 +39,8 @@ def serve(storage: Path, port: int) -> dict[str, Any]:
     print(f"MLflow UI of {storage}: {url}   (ready in some seconds, Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", uri, "--default-artifact-root", str(storage / "mlartifacts"), "--workers", "1"]
-    quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # its job runner would be eight more processes, which outlive the server
+    quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     process = subprocess.Popen(command, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         process.wait()

@@ -19,6 +19,11 @@ from ..config import Config, ConfigError
 from . import objects
 
 LOOK_EVERY_S = 2.0
+TRAIN = {  # settings of Train's controller and workers
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # an epoch is heard of, and a dead worker noticed, so soon
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # a worker that does not answer is dead; the default is 600
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # an elastic group then starts with the workers there is room for
+}
 died: str | None = None
 """Why the work cannot go on, once the cluster is gone."""
 
@@ -31,8 +36,6 @@ def connect() -> None:
     os.environ.setdefault(
         "TUNE_DISABLE_SIGINT_HANDLER", "1"
     )  # it swallows the first Ctrl-C, and stays after the search
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS")
     if not address and "ray" not in sys.modules:  # Ray reads these once, when it is imported
@@ -40,6 +43,8 @@ def connect() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        for name, value in {**TRAIN, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}.items():
+            os.environ.setdefault(name, value)
         os.environ.setdefault("RAY_worker_niceness", "0")  # else any other work on the machine starves the runs
     import ray
 
@@ -54,6 +59,8 @@ def connect() -> None:
         threading.Thread(target=importlib.import_module, args=("ray.tune",), daemon=True).start()
         ray.init(address="local", include_dashboard=False, num_cpus=os.cpu_count(), **quiet)
         threading.Thread(target=watch, daemon=True).start()
+    # it prints on stdout, between our lines, whenever a process dies; what matters of that is told by the run itself
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     tighten()
     if callable(terminated) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)  # Ray put its own there, which aborts

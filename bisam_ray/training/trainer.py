@@ -2,50 +2,77 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 from ..config import ConfigError
-from .cluster import connect
+from .cluster import TRAIN, connect
 from .launch import Epoch, Job, steps
 
 GUARD_S = 10
+TRIES = 3
 
 
-def distributed(job: Job, max_failures: int = 2) -> Iterator[Epoch]:
-    """One run under a TorchTrainer with `scale.workers` workers; a lost worker restarts from the last checkpoint.
+def distributed(job: Job) -> Iterator[Epoch]:
+    """One run under a TorchTrainer with `scale.workers` workers; whatever is lost, it goes on from the last checkpoint.
 
-    However it ends (normally, by an error, closed before its end, or with the actor that iterates over it killed), its
-    processes and its placement group are gone seconds later. Ray does the first: an actor dies with the one that
-    started it, and all of the run hangs on `manager`. `Guard` does the second.
+    Train itself replaces lost workers; if the actors around it are lost, the run is started again here. Both give up
+    after `TRIES` tries in which no epoch was made. An error of the training's own is not tried again.
     """
     from . import checkpoint
 
     if not job.resume:
         checkpoint.remove(job.checkpoint)  # workers that are started again continue from what lies there
     connect()
+    from ray.exceptions import RayActorError, RayError, RayTaskError
+
+    seen = tries = 0
+    while True:
+        try:
+            with closing(attempt(job)) as epochs:
+                for epoch in epochs:
+                    if epoch.epoch > seen:  # epochs between the checkpoint and the failure come again
+                        seen, tries = epoch.epoch, 0
+                        yield epoch
+            return
+        except (RayActorError, RayTaskError) as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            tries += 1
+            lost = isinstance(cause, RayError) or (type(cause).__name__ in TRAINS and seen and tries == 1)
+            if not lost or tries == TRIES:
+                raise cause from None
+
+
+TRAINS = ("WorkerGroupError", "ControllerError")  # Train gave up: tried again if it had come further before
+
+
+def attempt(job: Job) -> Generator[Epoch, None, None]:
+    """The run, as long as its manager lives.
+
+    However it ends (normally, by an error, closed before its end, or with the actor that iterates over it killed), its
+    processes and its placement group are gone seconds later. Ray does the first: an actor dies with the one that
+    started it, and all of the run hangs on `manager`. `Guard` does the second.
+    """
     import ray
-    from ray.exceptions import RayTaskError
 
     mark = secrets.randbelow(1 << 20) + (1 << 20)
-    manager = ray.remote(num_cpus=0, max_concurrency=3)(Manager).remote()
+    settings = {"env_vars": {name: value for name, value in TRAIN.items() if name not in os.environ}}
+    # a cluster of ours has them; in another one, processes of this run's own are started with them
+    environment = {"runtime_env": settings} if settings["env_vars"] else {}
+    manager = ray.remote(num_cpus=0, max_concurrency=3, **environment)(Manager).remote()
     # outside the placement group of a trial that this may be part of, and alive when that is gone
     guard = ray.remote(num_cpus=0)(Guard).options(lifetime="detached", scheduling_strategy="DEFAULT").remote()
     guard.watch.remote(manager, mark)
-    seen = 0
     try:
-        for reference in manager.epochs.options(num_returns="streaming").remote(job, mark, max_failures):
-            epoch: Epoch = ray.get(reference)
-            if epoch.epoch > seen:  # after a restart, epochs between the checkpoint and the failure come again
-                seen = epoch.epoch
-                yield epoch
-    except RayTaskError as error:
-        raise error.cause from None
+        for reference in manager.epochs.options(num_returns="streaming").remote(job, mark):
+            yield ray.get(reference)
     finally:
         if ray.is_initialized():
             ray.kill(manager)
@@ -65,8 +92,8 @@ class Manager:
         """Never returns."""
         threading.Event().wait()
 
-    def epochs(self, job: Job, mark: int, max_failures: int) -> Iterator[Epoch]:
-        threading.Thread(target=self.fit, args=(job, mark, max_failures), daemon=True).start()
+    def epochs(self, job: Job, mark: int) -> Iterator[Epoch]:
+        threading.Thread(target=self.fit, args=(job, mark), daemon=True).start()
         while (message := self.told.get()) is not None:
             if isinstance(message, Exception):
                 raise message
@@ -74,7 +101,7 @@ class Manager:
             if message.final is not None:
                 return
 
-    def fit(self, job: Job, mark: int, max_failures: int) -> None:
+    def fit(self, job: Job, mark: int) -> None:
         """Run the trainer to its end. `mark` is the number of bytes of memory by which `Guard` knows its group."""
         try:
             connect()
@@ -104,7 +131,7 @@ class Manager:
                     # a used name would silently resume, and train nothing
                     name=f"{job.name}-{secrets.token_hex(4)}",
                     storage_path=f"{str(job.checkpoint).rpartition('/')[0]}/ray_train",
-                    failure_config=FailureConfig(max_failures=max_failures),
+                    failure_config=FailureConfig(max_failures=TRIES - 1),
                     logging_config=LoggingConfig(log_level="ERROR"),
                 ),
             ).fit()

@@ -20,6 +20,8 @@ ALLOWED = {
         "training/trainer.py",
         "study/tuning.py",
         "study/stopping.py",
+        "cluster_checks.py",
+        "doctor.py",
     },
     "ray.train": {"training/trainer.py"},
     "ray.tune": {"study/tuning.py", "study/stopping.py"},
