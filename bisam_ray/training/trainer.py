@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from .launch import Epoch, Job, steps
 
 GUARD_S = 10
 TRIES = 3
+LEAVE_S = 5.0
 
 
 def distributed(job: Job) -> Iterator[Epoch]:
@@ -98,7 +99,9 @@ class Manager:
             if isinstance(message, Exception):
                 raise message
             yield message
-            if message.final is not None:
+            if message.final is not None:  # Train gives back what it had reserved, for which another run may wait
+                with suppress(queue.Empty):
+                    self.told.get(timeout=LEAVE_S)
                 return
 
     def fit(self, job: Job, mark: int) -> None:

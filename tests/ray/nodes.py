@@ -130,14 +130,14 @@ class Nodes:
         """Of all nodes but the head."""
         return [pid for node in self.nodes for pid in node.processes(name)]
 
-    def driver(self, *command, **environment):
+    def driver(self, *command, out=subprocess.PIPE, **environment):
         """`bisam-ray …` joined to this cluster."""
         return subprocess.Popen(
             [sys.executable, "-m", "bisam_ray", *map(str, command)],
             env={**self.environment, "RAY_ADDRESS": self.address, **environment},
             cwd=self.directory,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
             text=True,
         )
 
