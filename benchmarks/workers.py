@@ -1,8 +1,8 @@
-"""One run on several workers: is it the same training, is it faster, and what does its start cost?
+"""One run on several workers: is it the same training, and is it faster? (What its start costs: startup.py.)
 
-    python benchmarks/workers.py                        all three parts, about 6 minutes on two idle cores
-    python benchmarks/workers.py throughput startup     some of them; the others' results stay as they are
-    python benchmarks/workers.py --quick                a smoke run of all of them, a minute or two; writes nothing
+    python benchmarks/workers.py                both parts, about 4 minutes on two idle cores
+    python benchmarks/workers.py throughput     one of them; the other's results stay as they are
+    python benchmarks/workers.py --quick        a smoke run of both, a minute or so; writes nothing
 
 curves      digits with 40 % wrong labels on 1, 2 and 4 processes, group or batch norm, one perturbation for all or one
             for each process; n = 3 seeds. Writes results/workers_curves.csv and .svg
@@ -14,7 +14,6 @@ throughput  ResNet-20 (32 × 32 × 3 inputs, group norm), bisam-tanh, 128 images
               apart      two processes of 64 images that know nothing of each other: what two cores could give at best
               halves     one process that makes its gradients in two halves: only for its losses. Its sums are those of
                          `two`, so what separates both from `alone` is rounding, and nothing else
-startup     a TorchTrainer run with two workers, from `python` to its first epoch, by time stamps of all its processes
 
 Tables go to results/workers.txt, a section for each part; its lines that begin with "> " are remarks, and stay.
 """
@@ -29,8 +28,6 @@ import os
 import platform
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -52,7 +49,7 @@ from bisam_ray.training import data, engine
 
 HERE = Path(__file__).resolve()
 RESULTS = HERE.parent / "results"
-PARTS = ("curves", "throughput", "startup")
+PARTS = ("curves", "throughput")
 Say = Callable[[str], None]
 
 # ---- networks and data, found by the engine as module:function
@@ -344,136 +341,12 @@ def throughput(say: Say, quick: bool) -> None:
     say(f"  the blocks of two repeat each other bit for bit: {'yes' if same else 'NO'}")
 
 
-# ---- start-up
-
-SITE = """
-import os, sys, time
-
-
-def started():
-    with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
-        ticks = int(stat.read().rpartition(")")[2].split()[19])
-        return time.time() - float(uptime.read().split()[0]) + ticks / os.sysconf("SC_CLK_TCK")
-
-
-def stamp(what, when=None):
-    with open(f"{os.environ['WORKERS_STAMPS']}/{os.getpid()}", "a") as file:
-        file.write(f"{when or time.time()} {what}\\n")
-
-
-def stamped(function):
-    def call(*arguments, **named):
-        stamp("process group")
-        found = function(*arguments, **named)
-        stamp("process group ready")
-        return found
-    return call
-
-
-def look(event, arguments):
-    if event == "import" and arguments[0] in WANTED:
-        WANTED.discard(arguments[0])
-        stamp(arguments[0])
-        if arguments[0].endswith(".controller") and hasattr(c10d := sys.modules.get("torch.distributed"), "ReduceOp"):
-            c10d.init_process_group = stamped(c10d.init_process_group)
-    elif event == "subprocess.Popen" and "gcs_server" in str(arguments[0]):
-        stamp("gcs_server")
-
-
-WANTED = {"ray", "torch", "ray.train", "bisam_ray.optim.comm", "torch._dynamo"}
-WANTED.add("ray.train.v2._internal.execution.controller")
-stamp("process", started())
-sys.addaudithook(look)
-
-
-def digits():
-    stamp("data")
-    from bisam_ray.training import data
-    return data.digits()
-"""
-
-
-CHILD = """
-import sys
-from pathlib import Path
-from sitecustomize import stamp
-from bisam_ray.config import resolve
-from bisam_ray.training.cluster import connect
-from bisam_ray.training.launch import Job
-from bisam_ray.training.trainer import distributed
-
-stamp("connect")
-connect()
-stamp("connected")
-layer = {"method": "bisam-tanh", "model.name": "mlp", "data.name": "sitecustomize:digits", "train.epochs": 2}
-for epoch in distributed(Job("start", resolve(layer, {"scale.workers": 2}), Path(sys.argv[1], "checkpoint.pt"))):
-    stamp(f"epoch {epoch.epoch}")
-stamp("end")
-"""
-
-PHASES = (
-    "python, importing bisam_ray",
-    "import ray",
-    "ray.init",
-    "manager: process, import of ray, actor",
-    "manager: import of ray.train, torch",
-    "controller: process, import of ray, ray.train",
-    "controller: import of torch; placement group; processes of the workers, import of ray",
-    "worker: import of ray.train",
-    "worker: import of torch and ray.train.torch",
-    "process group",
-    "to the training loop",
-    "first epoch: 15 steps, import of what they need",
-)
-WHOLE, SECOND = "from python to the end of the first epoch", "for comparison, the second epoch: 15 steps"
-
-
-def stamps() -> tuple[list[float], str]:
-    """Seconds of each of `PHASES`, of `WHOLE` and of `SECOND`, of one run; and how many processes imported what."""
-    with tempfile.TemporaryDirectory() as folder:
-        site, log = Path(folder, "site"), Path(folder, "log")
-        site.mkdir()
-        log.mkdir()
-        (site / "sitecustomize.py").write_text(SITE, encoding="utf-8")
-        paths = filter(None, [str(site), os.environ.get("PYTHONPATH")])
-        environment = {**os.environ, "WORKERS_STAMPS": str(log), "PYTHONPATH": os.pathsep.join(paths)}
-        began = time.time()
-        subprocess.run([sys.executable, "-c", CHILD, folder], env=environment, check=True, timeout=600)
-        seen: list[dict[str, float]] = []
-        for path in log.iterdir():
-            lines = [line.split(" ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
-            seen.append({what: float(when) for when, what in reversed(lines)})  # the first of equal ones stays
-    driver = next(s for s in seen if "connected" in s)
-    worker = max((s for s in seen if "data" in s), key=lambda s: s["process group"])  # the others wait for it
-    others = [s for s in seen if "torch" in s and "data" not in s and s is not driver]
-    manager, controller = sorted(others, key=lambda s: s["torch"])[:2]
-    marks = [
-        began,
-        *(driver[what] for what in ("connect", "gcs_server", "connected")),
-        manager["ray.train"],
-        *(controller[what] for what in ("process", "torch")),
-        *(worker[what] for what in ("ray.train", "torch", "process group", "process group ready", "data")),
-        driver["epoch 1"],
-    ]
-    took = [*(b - a for a, b in pairwise(marks)), driver["epoch 1"] - began, driver["epoch 2"] - driver["epoch 1"]]
-    return took, ", ".join(f"{what} {sum(what in s for s in seen)}" for what in ("ray", "ray.train", "torch"))
-
-
-def startup(say: Say, quick: bool) -> None:
-    runs, counts = zip(*(stamps() for _ in range(1 if quick else 5)), strict=True)
-    say(f"bisam_ray.training.trainer.distributed, 2 workers, digits, mlp: seconds, median of {len(runs)} runs [all]")
-    for name, values in zip([*PHASES, WHOLE, SECOND], zip(*runs, strict=True), strict=True):
-        each = ", ".join(f"{v:.1f}" for v in values)
-        say(f"  {name:86} {statistics.median(values):5.1f}  [{each}]")
-    say(f"  Python processes that import it (the driver is one): {counts[0]}")
-
-
 # ---- all of it
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)} (all of them)")
+    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)} (both)")
     parser.add_argument("--quick", action="store_true", help="tiny settings; nothing is written")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
@@ -494,7 +367,7 @@ def main() -> None:
             f"{part}: {datetime.date.today()}  {os.cpu_count()} CPUs {platform.machine()}, load before {load:.1f}  "
             f"torch {torch.__version__}  Python {platform.python_version()}"
         )
-        {"curves": curves, "throughput": throughput, "startup": startup}[part](say, options.quick)
+        {"curves": curves, "throughput": throughput}[part](say, options.quick)
         if not options.quick:
             remarks = [line for line in sections.get(part, "").splitlines() if line.startswith("> ")]
             sections[part] = "\n".join([*lines, *remarks])

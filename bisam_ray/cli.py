@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the run failed, or was interrupted; 2 bad input, told in o
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
@@ -59,13 +60,22 @@ def verb(function: Callable[..., Any]) -> Callable[..., None]:
         except Exception as error:
             if os.environ.get("BISAM_RAY_DEBUG"):
                 raise
-            fail(1, f"{type(error).__name__}: {str(error).strip()}")
+            fail(1, explained(error))
         if text and not (as_json and options.get("quiet")):
             click.echo(text)
         if as_json:
             click.echo(json.dumps(plain(result)))
 
     return command
+
+
+def explained(error: Exception) -> str:
+    """An error in one line, with what to do about it where one knows."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}; what was done is kept: make room, then go on with --resume"
+    if type(error).__name__ == "NotSaved":
+        return str(error)
+    return f"{type(error).__name__}: {str(error).strip()}"
 
 
 def interrupt(*_: Any) -> None:

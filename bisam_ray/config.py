@@ -119,8 +119,9 @@ class Train(Section):
 class Scale(Section):
     workers: int = Field(1, ge=1)
     min_workers: int | None = Field(None, ge=1)
-    """Go on with as few when nodes are lost, and with more again when they come; left out: wait for all of them. After a
-    run that was killed in the same cluster it starts up to three minutes later: so long Ray holds what that one had."""
+    """Go on with as few when nodes are lost, and with more again when they come; left out: wait for all of them. After
+    a run that was killed in the same cluster it starts up to three minutes later: so long Ray holds what that one had.
+    """
     gpus_per_worker: float = Field(0.0, ge=0)
     """A share such as 0.25: four runs on a GPU, each with a quarter of its memory. Workers of a run take whole ones."""
     placement: Literal["pack", "spread"] = "pack"

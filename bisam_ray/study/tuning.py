@@ -122,6 +122,7 @@ def trainable_class() -> Any:
 
             A failure of the trial's own is its result; want of memory is Tune's, which tries again.
             """
+            from ..training.checkpoint import NotSaved
             from ..training.engine import Diverged
 
             told, until = list[Epoch | Failure](), time.monotonic() + TOLD_EVERY_S
@@ -130,8 +131,8 @@ def trainable_class() -> Any:
                     told.append(epoch)
                     if epoch.final is not None or epoch.epoch in self.rungs or time.monotonic() > until:
                         break
-            except Diverged as error:
-                told.append(Failure("diverged", str(error)))
+            except (Diverged, NotSaved) as error:
+                told.append(Failure("diverged" if isinstance(error, Diverged) else "killed", str(error)))
             except Exception as error:
                 if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
                     raise

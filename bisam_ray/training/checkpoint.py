@@ -31,6 +31,10 @@ FORMAT = 3
 Place = Path | str
 
 
+class NotSaved(RuntimeError):
+    """The storage takes nothing more; what it took before is still there."""
+
+
 class Unreadable(ConfigError):
     """Cut off, or never a checkpoint."""
 
@@ -39,7 +43,18 @@ def save(place: Place, config: Config, state: dict[str, Any], last: bool = False
     """Write the checkpoint; a reader sees the old one or the new one, never a part of either.
 
     The last one of a run leaves no predecessor beside it.
+
+    Raises:
+        NotSaved: the disk is full, or the object store has been away for too long.
     """
+    try:
+        write(place, config, state, last)
+    except OSError as error:
+        why = error.strerror or objects.told(error)
+        raise NotSaved(f"{place}: not saved ({why}); mend that, then go on with --resume: the rest is kept") from error
+
+
+def write(place: Place, config: Config, state: dict[str, Any], last: bool) -> None:
     import torch
 
     content = {"format": FORMAT, "config": config.model_dump(), "state": state}

@@ -288,8 +288,8 @@ def parallel(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, Epoch | F
         except StopIteration:
             pass
         except RayTaskError as error:
-            diverged = type(error.cause).__name__ == "Diverged"
-            yield job, Failure("diverged" if diverged else "failed", str(error.cause) if diverged else str(error))
+            outcome = {"Diverged": "diverged", "NotSaved": "killed"}.get(type(error.cause).__name__, "failed")
+            yield job, Failure(outcome, str(error) if outcome == "failed" else str(error.cause))
         except RayActorError as error:
             workers.append(worker := Worker.remote())
             yield job, Failure("killed", f"the process of this run died: {str(error).splitlines()[0]}")

@@ -190,6 +190,6 @@ def worker_loop(config: dict[str, Any]) -> None:
             if ray.train.get_context().get_world_rank() == 0:
                 ray.get(manager.tell.remote(epoch))
             ray.train.report(epoch.metrics)
-    except (Diverged, ConfigError) as error:
+    except (Diverged, ConfigError, checkpoint.NotSaved) as error:
         ray.get(manager.tell.remote(error))
         raise

@@ -40,7 +40,7 @@ def call(*words):
         (["train", f"scale.workers={8 * (os.cpu_count() or 1)}"], "scale.workers"),
         (["train", "scale.gpus_per_worker=64"], "scale.gpus_per_worker=64"),
         (["train", "--storage", "file/below"], "cannot be written"),
-        (["train", "--storage", "s3://bucket"], "only directories"),
+        (["train", "--storage", "s3://"], "names no bucket"),
         (["search", "mine.yaml"], "optim.roh: no config path; did you mean optim.rho?"),
         (["search", "rhoo"], "did you mean rho?"),
         (["search", "rho", "optim.rho=0.1"], "optim.rho: is searched in space rho"),

@@ -1,8 +1,12 @@
 """A run that is cut off within an epoch goes on there, and is bitwise the run that nobody disturbed."""
 
+import errno
+import os
+
 import pytest
 import torch
 
+from bisam_ray.cli import explained
 from bisam_ray.config import ConfigError, resolve
 from bisam_ray.training import checkpoint, engine, launch
 
@@ -99,3 +103,28 @@ def test_a_range_of_workers_must_divide_the_batch():
         launch.check_feasible(resolve({"scale.workers": 2, "scale.min_workers": 3}))
     with pytest.raises(ConfigError, match=r"scale.min_workers=2: the two roles"):
         launch.check_feasible(resolve({"method": "sampa", "scale.workers": 4, "scale.min_workers": 2}))
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    config = resolve({"model.name": "mlp", "train.epochs": 4})
+    job = launch.Job("run", config, tmp_path / "run.pt", resume=True, save_at=(1, 2, 3))
+    whole = list(launch.steps(launch.Job("run", config, tmp_path / "whole.pt")))
+    run = launch.steps(job)
+    next(run)
+    with monkeypatch.context() as full:
+
+        def fsync(file):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        full.setattr(checkpoint.os, "fsync", fsync)
+        with pytest.raises(
+            checkpoint.NotSaved, match=r"run.pt: not saved \(No space left on device\); mend that"
+        ) as told:
+            next(run)
+    assert explained(told.value) == str(told.value)
+    assert explained(OSError(errno.ENOSPC, "No space left on device")).startswith(
+        "No space left on device; what was done"
+    )
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["run.pt", "whole.pt"]  # no part of one
+    assert checkpoint.load(job.checkpoint)[1]["epoch"] == 1
+    assert list(launch.steps(job))[-1].final == whole[-1].final
