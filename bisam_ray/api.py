@@ -336,10 +336,12 @@ def load_study(study: str | Path, storage: str = "./runs") -> SearchResult | Com
 
 def load_comparison(directory: Path) -> Comparison:
     from .study.compare import summarize
-    from .study.tracking import tracking_uri
+    from .study.tracking import tracking_uri, without_password
 
     study = read(directory)
-    return Comparison(study, summarize(study), directory / "report.html", tracking_uri(directory.parent))
+    return Comparison(
+        study, summarize(study), directory / "report.html", without_password(tracking_uri(directory.parent))
+    )
 
 
 def evaluate(checkpoint: str | Path, split: str = "test") -> dict[str, Any]:

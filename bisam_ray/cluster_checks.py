@@ -60,13 +60,6 @@ def cluster(storage: str) -> Result:
     from .training.cluster import connect
 
     address = os.environ.get("RAY_ADDRESS", "")
-    host, _, port = address.rpartition("//")[2].rpartition(":")
-    if host and port.isdigit():  # else Ray itself tries for minutes
-        try:
-            socket.create_connection((host, int(port)), MEET_S).close()
-        except OSError as error:
-            advice = "start it (ray start --head), correct RAY_ADDRESS, or unset it for a local cluster"
-            return Result(False, f"RAY_ADDRESS={address} does not answer ({error.strerror or error})", advice)
     connect()
     import ray
 

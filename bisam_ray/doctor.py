@@ -89,7 +89,7 @@ def packages(storage: str) -> Result:
 def mlflow(storage: str) -> Result:
     """A metric and an artifact to MLflow and back, in an experiment that is deleted afterwards."""
     from .study import storage as stores
-    from .study.tracking import connect, told, tracking_uri
+    from .study.tracking import connect, told, tracking_uri, without_password
 
     root = stores.known(storage)
     uri = tracking_uri(root)
@@ -110,11 +110,6 @@ def mlflow(storage: str) -> Result:
         if fresh:
             database.unlink(missing_ok=True)
     return Result(True, f"{place}, a metric and an artifact there and back in {took:.1f} s")
-
-
-def without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return uri.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1) if parts.netloc else uri
 
 
 def unanswered(error: BaseException | None) -> bool:
@@ -189,7 +184,7 @@ def upload(storage: str) -> Result:
 def security(storage: str) -> Result:
     """Who else can run code on this cluster, and read what is sent to MLflow."""
     from .study import storage as stores
-    from .study.tracking import tracking_uri
+    from .study.tracking import tracking_uri, without_password
 
     found, wrong = [], []
     if joined() and token_in_force():

@@ -377,7 +377,12 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 def told(error: Exception) -> str:
     """One line, without a password that stood in a URL."""
     first = (str(error).strip().splitlines() or [""])[0]
-    return re.sub(r"//[^/@\s]+@", "//", f"{type(error).__name__}: {first}")[:300]
+    return without_password(f"{type(error).__name__}: {first}")[:300]
+
+
+def without_password(text: str) -> str:
+    """A text whose URLs name no users and no passwords."""
+    return re.sub(r"//[^/@\s]+@", "//", text)
 
 
 def save_model(model: Any, example: Any, path: Path) -> None:

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -53,6 +54,7 @@ def connect() -> None:
     terminated = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     if address:
+        refuse_dead(address)
         ray.init(address=address, **quiet)
     else:
         # ray.init waits seconds for its processes: what a search needs is imported meanwhile
@@ -64,6 +66,20 @@ def connect() -> None:
     tighten()
     if callable(terminated) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)  # Ray put its own there, which aborts
+
+
+def refuse_dead(address: str) -> None:
+    """Raise ConfigError where nobody listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS={address} does not answer ({error.strerror or error}); start it (ray start --head), correct "
+            "RAY_ADDRESS, or unset it for a local cluster"
+        ) from None
 
 
 def tighten() -> None:
@@ -118,7 +134,9 @@ def room(config: Config, wanted: int | None) -> tuple[int, str]:
     if most < 1:
         short = min(fits, key=lambda name: fits[name])
         field = "scale.gpus_per_worker" if short == "GPU" else "scale.workers" if scale.workers > 1 else "scale.threads"
-        raise ConfigError(f"{field}: a trial takes {takes}, the cluster has {has}")
+        joined = os.environ.get("RAY_ADDRESS")
+        scales = "; if it scales from zero, ask for nodes first: see cluster.yaml" if joined else ""
+        raise ConfigError(f"{field}: a trial takes {takes}, the cluster has {has}{scales}")
     at_once = min(most, wanted) if wanted else most
     limited = f" (--concurrency {wanted})" if wanted and wanted < most else ""
     return at_once, f"{at_once} trials at once{limited}: each takes {takes} of {has}"
