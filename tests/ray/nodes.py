@@ -116,9 +116,9 @@ class Nodes:
                 return node
         raise AssertionError(Path(node.log.name).read_text()[-2000:])
 
-    def add(self, count=1, **more):
-        """Nodes of one processor each, that have joined."""
-        made = [self.start(f"--address={self.address}", "--num-cpus=1", **more) for _ in range(count)]
+    def add(self, count=1, host="127.0.0.1", **more):
+        """Nodes of one processor each, that have joined; `host`: the head's address as they see it."""
+        made = [self.start(f"--address={host}:{self.port}", "--num-cpus=1", **more) for _ in range(count)]
         self.nodes += made
         return made
 
@@ -134,6 +134,9 @@ class Nodes:
         """`bisam-ray …` joined to this cluster."""
         return subprocess.Popen(
             [sys.executable, "-m", "bisam_ray", *map(str, command)],
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.default_int_handler
+            ),  # a background shell ignores it
             env={**self.environment, "RAY_ADDRESS": self.address, **environment},
             cwd=self.directory,
             stdout=out,

@@ -10,9 +10,12 @@ import socket
 import subprocess
 import time
 import urllib.request
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+import bisam_ray
 from bisam_ray.study import ledger
 from bisam_ray.training import checkpoint, objects
 
@@ -139,6 +142,37 @@ def test_a_node_dies_and_an_elastic_run_goes_on_with_the_other(nodes, undisturbe
         nodes.add()
 
 
+def test_a_node_can_no_longer_be_reached(nodes, running, undisturbed):
+    """Its cable is pulled: nobody is told, connections just fall silent. It has a network of its own."""
+    name = f"cut{os.getpid() % 100_000}"
+
+    def ip(*words):
+        return subprocess.run(["ip", *words], check=False, capture_output=True).returncode == 0
+
+    if not ip("netns", "add", name):
+        pytest.skip("a network namespace takes root")
+    there = ["netns", "exec", name, "ip"]
+    try:
+        assert ip("link", "add", f"{name}h", "type", "veth", "peer", "name", f"{name}n", "netns", name)
+        assert ip("addr", "add", "10.231.77.1/30", "dev", f"{name}h")
+        assert ip("link", "set", f"{name}h", "up")
+        assert ip(*there, "addr", "add", "10.231.77.2/30", "dev", f"{name}n")
+        assert all(ip(*there, "link", "set", link, "up") for link in (f"{name}n", "lo"))
+        assert ip(*there, "route", "add", "default", "via", "10.231.77.1")
+        nodes.kill(nodes.nodes[0])
+        before = ["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={name}n"]
+        (node,) = nodes.add(host="10.231.77.1", before=before)
+        driver, storage = running()
+        assert node.processes("ray::RayTrainWorker")
+        assert ip("link", "set", f"{name}h", "down")
+        nodes.add()
+        equal(finished(driver)[0], undisturbed)
+        recorded_once(storage)
+        nodes.kill(node)
+    finally:
+        ip("netns", "del", name)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_driver_dies_and_is_started_again(nodes, running, undisturbed, how):
     driver, storage = running()
@@ -173,13 +207,9 @@ def test_the_disk_is_full_for_a_while(nodes, running, undisturbed, tmp_path):
     try:
         driver, storage = running()
         filler = small / "filler"
-        with filler.open("wb") as file:
-            try:
-                while True:
-                    file.write(b"0" * 4096)
-                    file.flush()
-            except OSError:
-                pass
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"0" * 4096)
         _, err = driver.communicate(timeout=240)
         assert driver.returncode == 1
         assert "No space left" in err
@@ -208,8 +238,9 @@ def test_mlflow_is_gone(nodes, undisturbed, tmp_path, how):
     recorded_once(tmp_path / "runs")
 
 
-def test_the_object_store_is_away_for_a_while(nodes, undisturbed, monkeypatch):
-    """The workers' checkpoints and the driver's ledger wait for it; then another machine reads them."""
+@pytest.fixture
+def bucket(nodes, monkeypatch):
+    """A server that speaks S3, where the nodes look for it, with an empty s3://bucket."""
     moto = pytest.importorskip("moto.server")
     server = moto.ThreadedMotoServer("127.0.0.1", nodes.s3_port, verbose=False)
     server.start()
@@ -217,6 +248,39 @@ def test_the_object_store_is_away_for_a_while(nodes, undisturbed, monkeypatch):
         monkeypatch.setenv(name, nodes.environment[name])
     endpoint = nodes.environment["AWS_ENDPOINT_URL"]
     urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"))
+    objects.filesystem.cache_clear()
+    yield server
+    server.stop()
+
+
+def hidden(path):
+    """A command before `ray start`: its node sees another disk at this path."""
+    if subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("a mount namespace takes root")
+    path.mkdir(parents=True, exist_ok=True)
+    return ["unshare", "-m", "sh", "-c", f'mount -t tmpfs tmpfs {path} && exec "$@"', "sh"]
+
+
+def test_a_search_in_a_bucket_uses_a_node_that_shares_no_disk(nodes, bucket, tmp_path, monkeypatch):
+    (node,) = nodes.add(before=hidden(Path(nodes.environment["BISAM_RAY_CACHE"])))
+    try:
+        search = ["search", "rho", "model=mlp", "train.epochs=20", "--trials", 9, "--confirm", 0, "--study", "s"]
+        result, told = finished(nodes.driver(*search, "--storage", "s3://bucket/shared", "--json"))
+        assert "3 trials at once" in told
+        assert result["completed"] + result["pruned"] == 9
+        monkeypatch.setenv("BISAM_RAY_CACHE", str(tmp_path / "elsewhere"))
+        found = bisam_ray.load_study("s", storage="s3://bucket/shared")
+        assert found.summary() == result
+        best = max(found.study.of(outcome="completed"), key=lambda run: run.value("final/val_accuracy"))
+        place = f"s3://bucket/shared/s/{best.end['checkpoint']}"
+        assert bisam_ray.evaluate(place, "val")["accuracy"] == best.value("final/val_accuracy")
+    finally:
+        nodes.kill(node)
+
+
+def test_the_object_store_is_away_for_a_while(nodes, undisturbed, bucket):
+    """The workers' checkpoints and the driver's ledger wait for it; then another machine reads them."""
+    server = bucket
     driver = nodes.driver("train", *RUN, "--storage", "s3://bucket/runs", "--json")
     try:
         wait(lambda: any(name.endswith(".pt") for name in objects.sizes("s3://bucket/runs")), 150, "a checkpoint")
@@ -228,7 +292,6 @@ def test_the_object_store_is_away_for_a_while(nodes, undisturbed, monkeypatch):
         assert sum("/ledger/" in name for name in objects.sizes("s3://bucket/runs")) >= 4
     finally:
         driver.kill()
-        server.stop()
 
 
 def test_the_head_dies_and_a_new_cluster_goes_on(undisturbed, tmp_path):
@@ -254,13 +317,8 @@ def test_the_head_dies_and_a_new_cluster_goes_on(undisturbed, tmp_path):
 
 
 def test_a_storage_that_a_node_does_not_have_is_told_at_the_start(nodes, tmp_path):
-    """A node that sees another disk at the same path."""
-    if subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
-        pytest.skip("a mount namespace takes root")
     storage = tmp_path / "runs"
-    storage.mkdir()
-    hidden = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs tmpfs {storage} && exec "$@"', "sh"]
-    (node,) = nodes.add(before=hidden)
+    (node,) = nodes.add(before=hidden(storage))
     try:
         _, told = finished(nodes.driver("train", *RUN, "--storage", storage), code=2)
         assert re.search(r"error: --storage .*: node \S+ does not have it \(No such file or directory\)", told)
