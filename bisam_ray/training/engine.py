@@ -203,9 +203,6 @@ def run(
         yield EpochRecord(start, metrics, snapshot, evaluated)
     for epoch in range(start + 1, config.train.epochs + 1):
         began = time.perf_counter()
-        if done == (epoch - 1) * epoch_steps:
-            totals.zero_()
-            counted.zero_()
         model.train()
         for step in range(done, epoch * epoch_steps):
             for group in base.param_groups:
@@ -236,6 +233,8 @@ def run(
                 synchronise(comm, [totals, counted], list(model.buffers()), radius)
             after_step(StepRecord(done, epoch_steps, snapshot))
         means_of = totals / (epoch_steps if scaler is None else counted)
+        totals.zero_()
+        counted.zero_()
         synchronise(comm, [means_of], list(model.buffers()), radius)
         means = dict(zip(STEP_METRICS, means_of.tolist(), strict=True))
         seconds += time.perf_counter() - began
