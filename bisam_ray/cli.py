@@ -73,7 +73,9 @@ def explained(error: Exception) -> str:
     """An error in one line, with what to do about it where one knows."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.strerror}; what was done is kept: make room, then go on with --resume"
-    if type(error).__name__ == "NotSaved":
+    from .training.checkpoint import NotSaved
+
+    if isinstance(error, NotSaved):
         return str(error)
     return f"{type(error).__name__}: {str(error).strip()}"
 

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from . import cluster_checks as nodes
 from .cluster_checks import Result, one_line, version
 from .training import objects
+from .training.cluster import token_file
 
 WALK_S = 10.0  # through the current directory
 LARGEST_UPLOAD = 100_000_000  # bytes
@@ -211,14 +212,6 @@ def token_in_force() -> bool:
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
     return bool(is_token_auth_enabled())
-
-
-def token_file() -> Path | None:
-    """The file that Ray reads its token from, if it does: a token in the environment comes first."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return None
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return path if path.exists() else None
 
 
 def private(uri: str) -> bool:

@@ -38,9 +38,12 @@ def parts(url: str) -> dict[str, int]:
 
 
 def fetch(url: str, directory: Path) -> None:
-    """Make the ledger here what it is there, unless it is longer here: lines that a killed driver did not send."""
+    """Make the ledger here what it is there, if it is there at all, unless it is longer here: lines that a killed
+    driver did not send."""
+    if not (names := parts(url)):
+        return
     with ThreadPoolExecutor(16) as several:
-        there = b"".join(several.map(lambda name: objects.read(f"{url}/ledger/{name}"), parts(url)))
+        there = b"".join(several.map(lambda name: objects.read(f"{url}/ledger/{name}"), names))
     path = directory / FILE
     if not (path.exists() and path.read_bytes().startswith(there)):
         objects.replace(path, there)

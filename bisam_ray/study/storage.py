@@ -99,7 +99,7 @@ def existing(storage: Path, name: str) -> Path:
     Raises:
         ConfigError: there is none; names the nearest.
     """
-    if (url := remote(storage)) and bucket.parts(f"{url}/{name}"):
+    if url := remote(storage):
         bucket.fetch(f"{url}/{name}", storage / name)
     for directory in (storage / name, Path(name)):
         if (directory / FILE).exists():

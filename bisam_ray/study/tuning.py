@@ -17,6 +17,7 @@ from typing import Any
 from ..config import Config
 from ..progress import Progress
 from ..training import cluster, launch
+from ..training.checkpoint import NotSaved
 from ..training.launch import Epoch, Failure, Job
 from .search import Search
 from .session import Session
@@ -122,7 +123,6 @@ def trainable_class() -> Any:
 
             A failure of the trial's own is its result; want of memory is Tune's, which tries again.
             """
-            from ..training.checkpoint import NotSaved
             from ..training.engine import Diverged
 
             told, until = list[Epoch | Failure](), time.monotonic() + TOLD_EVERY_S

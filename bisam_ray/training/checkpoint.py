@@ -21,6 +21,7 @@ import io
 import os
 import sys
 import tempfile
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ Place = Path | str
 
 class NotSaved(RuntimeError):
     """The storage takes nothing more; what it took before is still there."""
+
+
+class Missing(ConfigError):
+    """There is no such checkpoint."""
 
 
 class Unreadable(ConfigError):
@@ -117,9 +122,9 @@ def load(place: Place) -> tuple[Config, dict[str, Any]]:
         try:
             source = io.BytesIO(objects.read(place))
         except FileNotFoundError:
-            raise ConfigError(f"{place}: no such checkpoint") from None
+            raise Missing(f"{place}: no such checkpoint") from None
     elif not place.is_file():
-        raise ConfigError(f"{place}: no such checkpoint")
+        raise Missing(f"{place}: no such checkpoint")
     try:
         content = torch.load(source, weights_only=True, map_location="cpu")
     except Exception:  # torch's restricted unpickler fails in a dozen ways on what is not its own
@@ -131,10 +136,13 @@ def load(place: Place) -> tuple[Config, dict[str, Any]]:
 
 def last_good(place: Place) -> tuple[Config, dict[str, Any]] | None:
     """What to continue from: the checkpoint, else its predecessor, else None; what is unreadable is told on stderr."""
-    for candidate in [place] if isinstance(place, str) else [place, previous(place)]:
-        if objects.exists(candidate) if isinstance(candidate, str) else candidate.exists():
-            try:
-                return load(candidate)
-            except Unreadable as error:
-                print(f"{error}; going on from the one before it", file=sys.stderr, flush=True)
+    candidates: list[Place] = [place] if isinstance(place, str) else [p for p in (place, previous(place)) if p.exists()]
+    for candidate, before in zip_longest(candidates, candidates[1:]):
+        try:
+            return load(candidate)
+        except Missing:
+            return None
+        except Unreadable as error:
+            where = "the one before it" if before else "the start"
+            print(f"{error}; going on from {where}", file=sys.stderr, flush=True)
     return None

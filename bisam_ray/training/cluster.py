@@ -84,13 +84,17 @@ def refuse_dead(address: str) -> None:
 
 def tighten() -> None:
     """Let nobody else read the file with this cluster's token, if that is where Ray has it from: Ray makes it 0644."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     with suppress(OSError):
-        there = path.stat()
-        if there.st_uid == os.getuid() and there.st_mode & 0o007:
+        if (path := token_file()) and path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
             path.chmod(0o600)
+
+
+def token_file() -> Path | None:
+    """The file that Ray reads its token from, if it does: a token in the environment comes first."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return None
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path if path.exists() else None
 
 
 def watch() -> None:

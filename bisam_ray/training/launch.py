@@ -23,6 +23,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from ..config import Config, ConfigError
+from . import checkpoint
 from .cluster import connect, cpus
 from .plugins import load_function
 
@@ -76,8 +77,6 @@ class Saver:
         return time.monotonic() - self.saved > self.pause
 
     def save(self, state: dict[str, Any], last: bool = False) -> None:
-        from . import checkpoint
-
         began = time.monotonic()
         checkpoint.save(self.job.checkpoint, self.job.config, {**state, "history": self.history}, last)
         self.saved = time.monotonic()
@@ -91,7 +90,7 @@ def steps(job: Job, comm: Any = None) -> Iterator[Epoch]:
     listener did not hear is not lost. The last `Epoch` carries the final metrics: on val, and on test if the job asks
     for it; this is the only place where test is ever looked at.
     """
-    from . import checkpoint, engine, folds
+    from . import engine, folds
 
     state, history = None, list[dict[str, float]]()
     if job.resume and (found := checkpoint.last_good(job.checkpoint)):

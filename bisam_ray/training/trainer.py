@@ -13,11 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 from ..config import ConfigError
+from . import checkpoint
 from .cluster import TRAIN, connect
 from .launch import Epoch, Job, steps
 
 GUARD_S = 10
 TRIES = 3
+TRAINS = ("WorkerGroupError", "ControllerError")  # Train gave up: tried again if it had come further before
 LEAVE_S = 5.0
 
 
@@ -25,10 +27,9 @@ def distributed(job: Job) -> Iterator[Epoch]:
     """One run under a TorchTrainer with `scale.workers` workers; whatever is lost, it goes on from the last checkpoint.
 
     Train itself replaces lost workers; if the actors around it are lost, the run is started again here. Both give up
-    after `TRIES` tries in which no epoch was made. An error of the training's own is not tried again.
+    after `TRIES` tries in which no epoch was made. What another try would only repeat (the run diverged, the input is
+    bad, the storage is full) is not tried again; a mistake in a user's network looks like a lost worker, and is.
     """
-    from . import checkpoint
-
     if not job.resume:
         checkpoint.remove(job.checkpoint)  # workers that are started again continue from what lies there
     connect()
@@ -49,9 +50,6 @@ def distributed(job: Job) -> Iterator[Epoch]:
             lost = isinstance(cause, RayError) or (type(cause).__name__ in TRAINS and seen and tries == 1)
             if not lost or tries == TRIES:
                 raise cause from None
-
-
-TRAINS = ("WorkerGroupError", "ControllerError")  # Train gave up: tried again if it had come further before
 
 
 def attempt(job: Job) -> Generator[Epoch, None, None]:
@@ -180,8 +178,6 @@ def worker_loop(config: dict[str, Any]) -> None:
     from .engine import Diverged
 
     job, manager = config["job"], config["manager"]
-    from . import checkpoint
-
     if checkpoint.exists(job.checkpoint):
         job = replace(job, resume=True)
     comm = Roles() if job.config.optim.schedule == "parallel" else Distributed()

@@ -70,7 +70,7 @@ def test_nobody_else_joins_the_local_cluster_and_no_token_is_left(tmp_path):
     assert not (tmp_path / ".ray").exists()
 
 
-@pytest.mark.parametrize(("before", "after"), [(0o644, 0o600), (0o666, 0o600), (0o640, 0o640), (0o600, 0o600)])
+@pytest.mark.parametrize(("before", "after"), [(0o644, 0o600), (0o666, 0o600), (0o640, 0o600), (0o600, 0o600)])
 def test_a_token_file_that_everybody_can_read_is_closed(tmp_path, monkeypatch, before, after):
     file = tmp_path / "token"
     file.write_text("x")
