@@ -17,12 +17,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from ..config import Config, ConfigError
+from ..config import Config, ConfigError, Scale
 from . import checkpoint
 from .cluster import connect, cpus
 from .plugins import load_function
@@ -303,3 +303,43 @@ class Runner:
 
     def steps(self, job: Job) -> Iterator[Epoch]:
         yield from launch(job)
+
+
+def measured(
+    places: Sequence[tuple[str, checkpoint.Place, bool]], scale: Scale, at_once: int
+) -> Iterator[tuple[str, dict[str, Any] | Failure]]:
+    """How flat the minima are that finished runs of equal needs ended in (flatness.py), `at_once` beside each other.
+
+    Args:
+        places: of each run its name, where its checkpoint lies, and whether to draw the landscape too.
+        scale: of these runs; the threads and GPUs that one takes.
+
+    Yields, as they come, (name, values of the ledger's `measure` event), or a `Failure` that disturbs no other.
+    """
+    if not places:
+        return
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    task = ray.remote(flatness_of).options(num_cpus=scale.threads, num_gpus=scale.gpus_per_worker, max_retries=0)
+    waiting, running = iter(places), dict[Any, str]()
+    while True:
+        for name, place, landscape in islice(waiting, at_once - len(running)):
+            running[task.remote(place, landscape)] = name
+        if not running:
+            return
+        ready, _ = ray.wait(list(running), num_returns=1)
+        name = running.pop(ready[0])
+        try:
+            yield name, ray.get(ready[0])
+        except RayTaskError as error:
+            outcome = "diverged" if type(error.cause).__name__ == "Diverged" else "failed"
+            yield name, Failure(outcome, f"{type(error.cause).__name__}: {error.cause}")
+        except RayError as error:
+            yield name, Failure("killed", f"the process that measured it died: {str(error).splitlines()[0]}")
+
+
+def flatness_of(place: checkpoint.Place, landscape: bool) -> dict[str, Any]:
+    from . import flatness  # the driver need not import torch
+
+    return flatness.measure(place, landscape)
