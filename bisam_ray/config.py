@@ -62,9 +62,9 @@ class Optim(Section):
     radius: Literal["fixed", "scheduled", "learned"] = "fixed"
     rho: float | None = Field(None, ge=0)
     """The radius; the starting point ρ₀ when it is learned; the factor of a schedule (κ of `theorem`)."""
-    rho_schedule: str | None = None
-    """`cosine`, `lr`, `theorem`, a recorded FILE.csv, or `module:function` of the fraction of training; the last two
-    give ρ itself."""
+    rho_schedule: str | tuple[tuple[float, float], ...] | None = None
+    """`cosine`, `lr`, `theorem`, or rows [s, factor] of the fraction s of training, linear in between: they multiply
+    rho. A recorded FILE.csv or `module:function` gives ρ itself."""
     warmup: float = Field(0.0, ge=0, lt=1)
     """Fraction of training over which the radius grows linearly from zero."""
     perturbation_scope: Literal["local", "global"] | Annotated[int, Field(ge=1)] = "local"
@@ -91,6 +91,16 @@ class Optim(Section):
     clip: float | None = Field(None, gt=0)
     """Largest norm of the descent gradient."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    @field_validator("rho_schedule", mode="before")
+    @classmethod
+    def rows(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        try:
+            return tuple((float(fraction), float(factor)) for fraction, factor in value)
+        except (TypeError, ValueError):
+            raise ValueError("rows of two numbers are needed, such as [[0, 0], [0.25, 1], [1, 1]]") from None
 
 
 class Lets(Section):
@@ -301,12 +311,10 @@ def contradictions(config: Config) -> None:
             f"optim.rho_schedule={optim.rho_schedule}: goes with optim.radius=scheduled, not {optim.radius} "
             "(cosine, lr, theorem, FILE.csv or module:function)"
         )
-    if optim.rho_schedule is not None and not (
-        optim.rho_schedule in SHAPES or ":" in optim.rho_schedule or optim.rho_schedule.endswith(".csv")
-    ):
+    shape = optim.rho_schedule
+    if isinstance(shape, str) and not (shape in SHAPES or ":" in shape or shape.endswith(".csv")):
         raise ConfigError(
-            f"optim.rho_schedule={optim.rho_schedule}: unknown{suggest(optim.rho_schedule, SHAPES)} "
-            "(or FILE.csv, or module:function)"
+            f"optim.rho_schedule={shape}: unknown{suggest(shape, SHAPES)} (or rows, FILE.csv, or module:function)"
         )
     if optim.between != "plain" and optim.every == 1:
         raise ConfigError(f"optim.between={optim.between}: with optim.every=1 there is no step in between")
@@ -479,7 +487,8 @@ def told(error: ValidationError) -> str:
         return f"{path}: missing"
     if first["type"] == "extra_forbidden":
         return f"{path}: unknown key{suggest(path, paths())}"
-    message = first["msg"][0].lower() + first["msg"][1:]
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
     bound = next((context[k] for k in ("ge", "le", "gt", "lt") if k in context), None)
     nearest = ""
     if isinstance(bound, int | float) and isinstance(value, int | float) and math.isfinite(bound):

@@ -377,17 +377,18 @@ def radius_policy(
 
 def radius_shape(optim: Optim, total_steps: int) -> Callable[[float], float]:
     """ρ as a function of the fraction of training."""
-    name, rho = str(optim.rho_schedule), optim.rho or 0.0
+    name, rho = optim.rho_schedule, optim.rho or 0.0
     if name == "cosine":
         return shapes.cosine(rho)
     if name == "theorem":
         return shapes.theorem(rho, total_steps)
-    if ":" in name:
+    if isinstance(name, str) and ":" in name:
         return load_function("optim.rho_schedule", name)
     try:
-        return shapes.table(name)
+        recorded = shapes.table(name or ())
     except ValueError as error:
         raise ConfigError(f"optim.rho_schedule={error}") from None
+    return recorded if isinstance(name, str) else lambda s: rho * recorded(s)
 
 
 def device_of(scale: Scale) -> torch.device:

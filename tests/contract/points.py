@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 from bisam_ray.config import SHAPES, Config, ConfigError, Lets, Optim, Scale, Section, resolve
 
 TABLE, FUNCTION = str(Path(__file__).with_name("radius.csv")), "contract_plugin:radius"  # of the fraction of training
+ROWS = ((0.0, 0.0), (0.5, 1.0), (1.0, 0.6))
 QUICK = {"model.name": "mlp", "train.epochs": 3, "data.batch_size": 112, "data.label_noise": 0.1}
 EPOCH_STEPS = 1000 // 112  # eight: neither three nor five divides it, so that epochs end between two ascents
 
@@ -28,7 +29,7 @@ WITH: dict[tuple[str, Any], list[Layer]] = {
         {"optim.beta": 0.6, "optim.gamma": 0.5},
         {"optim.beta": 0.6, "optim.renormalise": True},
     ],
-    ("radius", "scheduled"): [{"optim.rho_schedule": name} for name in (*SHAPES, TABLE, FUNCTION)],
+    ("radius", "scheduled"): [{"optim.rho_schedule": name} for name in (*SHAPES, ROWS, TABLE, FUNCTION)],
     ("schedule", "parallel"): [{}, {"optim.lam": 0.5}],
     ("between", "plain"): [{}, {"optim.every": 3}],
     ("between", "direction"): [{"optim.every": 3}],

@@ -24,7 +24,21 @@ from bisam_ray.config import PRESETS, Config, ConfigError, Lets, Optim, gradient
 from bisam_ray.optim import cross_entropy
 from bisam_ray.training import checkpoint, data, engine, models
 
-from .points import AXES, EPOCH_STEPS, FUNCTION, HELD, QUICK, TABLE, accepted, covering, layer, pairs, told, wandered
+from .points import (
+    AXES,
+    EPOCH_STEPS,
+    FUNCTION,
+    HELD,
+    QUICK,
+    ROWS,
+    TABLE,
+    accepted,
+    covering,
+    layer,
+    pairs,
+    told,
+    wandered,
+)
 
 COVERING, NEVER = covering()
 POINTS = {name: resolve(QUICK, {"method": name}) for name in PRESETS} | {told(p): accepted(p) for p in COVERING}
@@ -205,6 +219,7 @@ def expected_radius(config: Config, step: int) -> float:
         "cosine": optim.rho * falling,
         "lr": optim.rho * falling,
         "theorem": optim.rho / math.sqrt(STEPS),
+        ROWS: optim.rho * (2 * s if s < 0.5 else 1 - 0.8 * (s - 0.5)),
         TABLE: 0.02 + 0.12 * s if s < 0.5 else 0.08 - 0.08 * (s - 0.5),
         FUNCTION: 0.1 * s * (1 - s),
     }[optim.rho_schedule]
