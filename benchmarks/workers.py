@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from bisam_ray.config import resolve
 from bisam_ray.optim.comm import Comm, Distributed, Solo, Tensors
-from bisam_ray.study.canvas import COLOURS, STYLE, in_percent
+from bisam_ray.study.report.canvas import COLOURS
 from bisam_ray.training import data, engine
 
 HERE = Path(__file__).resolve()
@@ -203,7 +203,21 @@ def curves(say: Say, quick: bool) -> None:
         draw(found)
 
 
-@plt.rc_context({**STYLE, "svg.hashsalt": HERE.stem})
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": HERE.stem,
+    "font.size": 8.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+}
+
+
+@plt.rc_context(STYLE)
 def draw(found: dict[Arm, list[Any]]) -> None:
     """Rows: val accuracy and loss, means over the seeds; columns: the norm. Colours: workers; dashes: local."""
     norms = ("group norm", "batch norm")
@@ -217,13 +231,13 @@ def draw(found: dict[Arm, list[Any]]) -> None:
                 range(1, len(mean) + 1),
                 mean[:, metric],
                 "--" if arm.scope == "local" else "-",
-                color=COLOURS[(1, 2, 4).index(arm.workers)],
+                color=COLOURS[{1: "sam", 2: "asam", 4: "bisam-tanh"}[arm.workers]],
                 lw=3.5 - arm.workers * 0.6,
                 label=f"{arm.workers} worker{'s' * (arm.workers > 1)}, {arm.scope}" if arm.workers > 1 else "1 worker",
             )
     for axis, norm in zip(axes[0], norms, strict=True):
         axis.set_title(norm)
-        in_percent(axis, "y")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axes[0][0].set_ylabel("val accuracy")
     axes[1][0].set_ylabel("val loss")
     for axis in axes[1]:

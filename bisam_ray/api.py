@@ -6,7 +6,6 @@ mapping of dotted keys or as keyword arguments for plain names (`method`, `seed`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +16,16 @@ from .results import Comparison, SearchResult, TrainResult
 from .study import storage as stores
 from .study.bucket import publish
 from .study.ledger import read
-from .study.request import Request, digest, refuse_changes, refuse_searched
-from .study.settings import Settings
+from .study.request import Request
 from .study.spaces import read as read_space
 from .training import cluster, launch
 from .training.launch import Job
 
 if TYPE_CHECKING:
-    from .study.compare import Summary
+    from .study.ledger import Study
+    from .study.outcome import Summary
+    from .study.plan import Plan
 
-DEFAULT = ("bisam_tanh",)  # what compare searches
 Layer = Mapping[str, Any]
 Source = str | Path | Layer
 
@@ -170,12 +169,15 @@ def search(
         session(directory, "search", asked.example, source is None, **asked.header(replay)) as driver,
     ):
         progress.say(f"study {directory.name}")
+        driver.listen(progress.board.take)
+        progress.show()
         if source is not None:
             curves = replaying.Curves.of(source, asked.space)
             at_once = asked.settings.concurrency or replaying.AT_ONCE
             replaying.replay(Search(driver, *parts, progress, asked.arm, at_once), curves)
         else:
             confirm(tuning.search(driver, *parts, progress, asked.arm))
+        progress.phase(0.0, "writing the report")
         progress.update("writing the report")
         render(directory, driver if source is None else None)
     return SearchResult(read(directory))
@@ -205,74 +207,61 @@ def compare(
     config: Source | Sequence[Source] | None = None,
     overrides: Layer | None = None,
     *,
-    trials: int = 16,
-    seeds: int = 5,
-    also: Sequence[str] = (),
+    seeds: int | None = None,
+    kinds: Sequence[str] | None = None,
+    also: Sequence[str] | None = None,
     study: str | None = None,
     storage: str = "./runs",
     resume: bool = False,
     allow_change: bool = False,
     quiet: bool = True,
+    measure: bool = True,
     retrain_workers: int = 0,
     **settings: Any,
 ) -> Comparison:
     """Fixed against searched against learned radius, at equal cost; the protocol stands in study/compare.py.
 
     Args:
-        spaces: search spaces; each brings its method fixed, warmed up, searched and learned.
+        spaces: methods or search spaces; sam, asam, bisam-tanh and bisam-log unless others are named.
         config, overrides: see `train`.
-        trials: per search.
-        seeds: replicates.
-        also: further methods, e.g. "lets-sam".
+        seeds: replicates; 5 unless told otherwise.
+        kinds: the arms of each method, of study/arms.py; all of them unless some are named.
+        also: further methods, e.g. "esam".
         study: its name; by default of the spaces and a digest.
-        resume: go on with the study, with more trials or seeds if they are more now.
-        allow_change: go on even if spaces or configuration differ from what was.
+        resume: go on with the study, with more trials or seeds if they are more now. What is not given is as it was.
+        allow_change: go on even if spaces, arms or configuration differ from what was.
+        measure: afterwards the curvature and the loss landscape of the kept networks.
         retrain_workers: > 0: train the winner once more, data-parallel over so many workers, and log its model.
-        **settings: of the searches, see study/settings.py; concurrency counts for all runs.
+        **settings: of the searches (trials: 16), see study/settings.py; concurrency counts for all runs.
 
     Raises:
         ConfigError: bad input.
     """
-    positive("--seeds", seeds)
-    how = Settings(**{"trials": trials, "confirm": 0, **settings})  # replicates confirm what was found
-    found, files, given = [read_space(space) for space in spaces or DEFAULT], layers(config), dict(overrides or {})
-    refuse_searched(found, given)
     from .study import compare as comparing
     from .study.session import session
 
-    base = comparing.plan(comparing.arms_of(found, also), files, given)
-    for resolved in base.values():
+    root, before = stores.root(storage), None
+    if resume and study:
+        before = read(stores.existing(root, study))
+    plan = planned(spaces, config, overrides, seeds=seeds, kinds=kinds, also=also, like=before, **settings)
+    for resolved in plan.base.values():
         launch.check_feasible(resolved)
-    root = stores.root(storage)
-    shared = next(iter(base.values()))
-    header: dict[str, Any] = {
-        "space": [space.model_dump(mode="json", exclude_none=True) for space in found],
-        "layers": [files, given],
-        "protocol": {
-            "trials": trials,
-            "replicates": seeds,
-            "also": list(also),
-            "settings": how.for_epochs(shared.train.epochs).recorded(shared.train.epochs),
-            "text": comparing.__doc__,
-        },
-    }
-    names = "-".join(space.name for space in found)
-    name = study or f"{names}-{digest(files, given, header['space'])}"
     if resume:
-        directory = stores.existing(root, name) if study else stores.newest(root, name, "compare")
-        before = read(directory).header
+        directory = before.directory if before else stores.newest(root, plan.name, "compare")
         if not allow_change:
-            same = ("space", "layers")
-            now = json.loads(json.dumps(header, default=str))
-            refuse_changes(directory.name, {k: before.get(k) for k in same}, {k: now[k] for k in same})
+            plan.refuse_changes(before or read(directory))
     else:
-        directory = stores.create(root, name)
+        directory = stores.create(root, study or plan.name)
+    header = plan.header(comparing.__doc__ or "")
     try:
-        with Progress(quiet=quiet) as progress, session(directory, "compare", shared, **header) as driver:
+        with Progress(quiet=quiet) as progress, session(directory, "compare", plan.example, **header) as driver:
             progress.say(f"study {directory.name}")
-            outcome = comparing.compare(driver, found, files, given, how, seeds, progress, also)
+            driver.listen(progress.board.take)
+            progress.show()
+            outcome = comparing.compare(driver, plan, progress, measure)
             if outcome is not None and retrain_workers:
                 retrain(driver, outcome, retrain_workers, progress)
+            progress.phase(0.0, "writing the report")
             progress.update("writing the report")
             render(directory, driver)
     except KeyboardInterrupt:
@@ -282,14 +271,21 @@ def compare(
 
 
 def planned(
-    spaces: Sequence[str | Path], config: Source | Sequence[Source] | None, overrides: Layer, also: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Every arm's configuration, before a search fills in its values."""
-    from .study import compare as comparing
+    spaces: Sequence[str | Path] = (),
+    config: Source | Sequence[Source] | None = None,
+    overrides: Layer | None = None,
+    *,
+    seeds: int | None = None,
+    kinds: Sequence[str] | None = None,
+    also: Sequence[str] | None = None,
+    like: Study | None = None,
+    **settings: Any,
+) -> Plan:
+    """What `compare` would do: arms, configurations, and `forecast()`."""
+    from .study.plan import Plan
 
-    arms = comparing.arms_of([read_space(space) for space in spaces or DEFAULT], also)
-    plan = comparing.plan(arms, layers(config), overrides)
-    return {name: resolved.model_dump(exclude_none=True) for name, resolved in plan.items()}
+    given = {name: value for name, value in settings.items() if value is not None}
+    return Plan.of(spaces, layers(config), dict(overrides or {}), seeds, kinds, also, given, like)
 
 
 def retrain(driver: Any, outcome: Summary, workers: int, progress: Progress) -> None:
@@ -299,7 +295,7 @@ def retrain(driver: Any, outcome: Summary, workers: int, progress: Progress) -> 
     name = "winner-distributed"
     job = Job(name, config, driver.checkpoint(name))
     driver.begin(name, config, arm=outcome.winner, phase="final", policy=outcome.of(outcome.winner).radius_policy)
-    progress.phase(0)
+    progress.phase(0.0, f"training the winner on {workers} workers")
     progress.update(f"training the winner on {workers} workers: starting them, about 20 s")
     for epoch in launch.launch(job):
         driver.follow(job, epoch)
@@ -310,17 +306,32 @@ def retrain(driver: Any, outcome: Summary, workers: int, progress: Progress) -> 
 
 def render(directory: Path, driver: Any = None) -> Path:
     """Write the report of a study; its driver records it, so that MLflow gets it too."""
-    from .study.compare import summarize
-    from .study.report import render as render_report
+    from .study.outcome import summarize
+    from .study.report import markdown
+    from .study.report.page import render as render_report
 
     study = read(directory)
-    path = render_report(study, summarize(study) if study.header.get("kind") == "compare" else None)
+    summary = summarize(study) if study.header.get("kind") == "compare" else None
+    path = render_report(study, summary)
+    told = markdown.write(study, summary)
     if driver is not None:
         driver.artifact("report", path)
         driver.artifact("figures", path.parent / "figures")
+        if told is not None:
+            driver.artifact("summary", told, **headline(summary))
     elif url := stores.remote(directory):
         publish(directory, url)
     return path
+
+
+def headline(summary: Summary | None) -> dict[str, Any]:
+    """What MLflow shows of a comparison beside its summary."""
+    if summary is None:
+        return {}
+    best = summary.of(summary.winner)
+    metrics = {"final/test_accuracy": best.test_accuracy, "final/val_accuracy": best.val_accuracy}
+    kept = [name for arm in summary.arms for name in arm.kept]
+    return {"metrics": metrics, "tags": {"winner": summary.winner, "verdict": summary.verdict}, "kept": kept}
 
 
 def load_study(study: str | Path, storage: str = "./runs") -> SearchResult | Comparison | TrainResult:
@@ -335,8 +346,8 @@ def load_study(study: str | Path, storage: str = "./runs") -> SearchResult | Com
 
 
 def load_comparison(directory: Path) -> Comparison:
-    from .study.compare import summarize
-    from .study.tracking import tracking_uri, without_password
+    from .study.outcome import summarize
+    from .study.tracking.client import tracking_uri, without_password
 
     study = read(directory)
     return Comparison(
@@ -383,8 +394,3 @@ def export_radius(checkpoint: str | Path, path: str | Path) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     shapes.write_table(path, [(step / len(radii), rho) for step, rho in enumerate(radii[:made])])
     return {"checkpoint": str(checkpoint), "table": str(path), "steps": made, "rho_final": radii[made - 1]}
-
-
-def positive(option: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{option} {value}: must be at least 1")

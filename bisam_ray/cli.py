@@ -129,6 +129,7 @@ def demo(storage: str, quiet: bool, seeds: int, trials: int, study: str | None, 
         DEMO,
         trials=trials,
         seeds=seeds,
+        kinds=["fixed", "warm-up", "searched", "learned"],
         also=["lets-sam"],
         study=study or "demo",
         storage=storage,
@@ -222,52 +223,60 @@ def search(
 
 
 @verb
-@click.argument("arguments", nargs=-1, metavar="[SPACE]... [KEY=VALUE]...")
+@click.argument("arguments", nargs=-1, metavar="[METHOD|SPACE]... [KEY=VALUE]...")
 @click.option("-c", "--config", multiple=True, metavar="FILE", help="YAML; later files win.")
-@click.option("--seeds", default=5, show_default=True, help="Replicates.")
-@click.option("--trials", default=16, show_default=True, help="Trials per search.")
+@click.option("--arms", metavar="KINDS", help="Of fixed,warm-up,searched,learned,around,replayed.  [default: all]")
+@click.option("--seeds", type=int, help="Replicates.  [default: 5]")
+@click.option("--trials", type=int, help="Trials per search.  [default: 16]")
+@click.option("--also", multiple=True, metavar="METHOD", help="Further methods, e.g. esam.")
+@click.option("--no-flatness", is_flag=True, help="Do not measure curvature and landscape at the end.")
 @click.option("--print-config", is_flag=True, help="Print every arm's configuration and stop.")
-@click.option("--also", multiple=True, metavar="METHOD", help="Further methods, e.g. lets-sam.")
+@click.option("--dry-run", is_flag=True, help="Tell arms, budget, gradients and hours, and stop.")
 @lasting
 def compare(
     storage: str,
     quiet: bool,
     arguments: tuple,
     config: tuple,
-    seeds: int,
-    trials: int,
-    print_config: bool,
+    arms: str | None,
+    seeds: int | None,
+    trials: int | None,
     also: tuple,
+    no_flatness: bool,
+    print_config: bool,
+    dry_run: bool,
     study: str | None,
     resume: bool,
     allow_change: bool,
     concurrency: int | None,
 ) -> tuple[Any, str]:
-    """Fixed against searched against learned radius, at equal cost."""
+    """Search or learn the radius? Every way to come by one, at equal cost, for sam, asam, bisam-tanh and bisam-log."""
     from . import api, terminal
-    from .config import PRESETS, overrides, suggest
+    from .config import overrides
+    from .training import launch
 
-    for method in also:
-        if method not in PRESETS:
-            raise ConfigError(f"--also {method}: unknown method{suggest(method, PRESETS)}")
     spaces = [a for a in arguments if "=" not in a]
     given = overrides(a for a in arguments if "=" in a)
-    if print_config:
-        arms = api.planned(spaces, config, given, also)
-        return arms, yaml.safe_dump(arms, sort_keys=False)
+    asked: dict[str, Any] = {"seeds": seeds, "kinds": arms.split(",") if arms else None, "also": also or None}
+    asked |= {k: v for k, v in {"trials": trials, "concurrency": concurrency}.items() if v is not None}
+    if print_config or dry_run:
+        plan = api.planned(spaces, config, given, **asked)
+        if dry_run:
+            found = plan.told(launch.measure(plan.example))
+            return found, "\n".join(found["told"])
+        resolved = {name: base.model_dump(exclude_none=True) for name, base in plan.base.items()}
+        return resolved, yaml.safe_dump(resolved, sort_keys=False)
     result = api.compare(
         spaces,
         config,
         given,
-        trials=trials,
-        seeds=seeds,
-        also=also,
         study=study,
         storage=storage,
         resume=resume,
         allow_change=allow_change,
-        concurrency=concurrency,
+        measure=not no_flatness,
         quiet=quiet,
+        **asked,
     )
     return result.summary(), terminal.comparison(result)
 
@@ -344,13 +353,14 @@ def tidied(directories: list[Path], yes: bool) -> tuple[Any, str]:
 
 
 @verb
+@click.argument("study", required=False)
 @click.option("--port", default=5000, show_default=True, help="On 127.0.0.1.")
-def ui(storage: str, quiet: bool, port: int) -> tuple[Any, str]:
-    """Open the MLflow UI of a storage on this machine, until Ctrl-C."""
+def ui(storage: str, quiet: bool, study: str | None, port: int) -> tuple[Any, str]:
+    """Open the MLflow UI of a storage on this machine, until Ctrl-C; tells the views of STUDY (default: the newest)."""
     from .study.storage import known
     from .study.ui import serve
 
-    return serve(known(storage), port), ""
+    return serve(known(storage), port, study), ""
 
 
 @verb
@@ -414,3 +424,16 @@ def preview(file: str, samples: int, seed: int) -> None:
     except ConfigError as error:
         fail(2, str(error))
     click.echo(text)
+
+
+@verb
+@click.argument("study")
+@click.option("--as", "name", metavar="NAME", help="Name of the model.  [default: bisam-ray-<dataset>]")
+def register(storage: str, quiet: bool, study: str, name: str | None) -> tuple[Any, str]:
+    """Put a study's winning network into MLflow's model registry."""
+    from .study import storage as stores
+    from .study.tracking import registry
+
+    found = registry.register(stores.existing(stores.known(storage), study), name)
+    told = "registered" if found["new"] else "was registered already as"
+    return found, f"{found['run']} {told} {found['name']} version {found['version']}\nload it:  {found['load']}"

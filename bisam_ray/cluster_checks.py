@@ -47,7 +47,7 @@ class Result:
 
 def one_line(error: Exception) -> str:
     """An error's first line; of one raised on another node, the error there and not Ray's account of it."""
-    from .study.tracking import told
+    from .study.tracking.client import told
 
     cause = getattr(error, "cause", None)
     error = cause if isinstance(cause, Exception) else error

@@ -90,7 +90,7 @@ def packages(storage: str) -> Result:
 def mlflow(storage: str) -> Result:
     """A metric and an artifact to MLflow and back, in an experiment that is deleted afterwards."""
     from .study import storage as stores
-    from .study.tracking import connect, told, tracking_uri, without_password
+    from .study.tracking.client import connect, told, tracking_uri, without_password
 
     root = stores.known(storage)
     uri = tracking_uri(root)
@@ -185,7 +185,7 @@ def upload(storage: str) -> Result:
 def security(storage: str) -> Result:
     """Who else can run code on this cluster, and read what is sent to MLflow."""
     from .study import storage as stores
-    from .study.tracking import tracking_uri, without_password
+    from .study.tracking.client import tracking_uri, without_password
 
     found, wrong = [], []
     if joined() and token_in_force():

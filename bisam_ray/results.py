@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from .study.storage import remote
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .study.compare import Summary
+    from .study.outcome import Summary
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,16 @@ class Comparison:
     @property
     def arms(self) -> pd.DataFrame:
         """One row per arm, best first."""
-        import dataclasses
-
         import pandas as pd
 
         return pd.DataFrame([dataclasses.asdict(arm) for arm in self.outcome.arms] if self.outcome else [])
+
+    @property
+    def contrasts(self) -> pd.DataFrame:
+        """One row per comparison of two arms."""
+        import pandas as pd
+
+        return pd.DataFrame([dataclasses.asdict(made) for made in self.outcome.contrasts] if self.outcome else [])
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -167,4 +173,5 @@ class Comparison:
                 }
                 for arm in (found.arms if found else [])
             ],
+            "contrasts": [dataclasses.asdict(contrast) for contrast in (found.contrasts if found else [])],
         }

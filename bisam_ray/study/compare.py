@@ -1,350 +1,199 @@
 """The protocol: fixed against searched against learned radius, at equal cost.
 
-1. Search. Each space is searched once, on a development draw of the data (split and noise seed 0): trials cost C_s.
-2. Budget. C = the largest C_s + one full run. It is what one network costs a person who searches first.
+1. Search. Each space is searched once, on a development draw of the data (split and noise seed 0): its trials cost C_s.
+   A learned radius is probed once on the same draw; searches that follow it may spend C_s less the probe.
+2. Budget. C = the largest cost of a search and its probe + one full run. It is what one network costs a person who
+   searches first. It is forecast before anything runs, and known when the searches are done.
 3. Replicates. On each of n fresh draws of the data (seed, split_seed and noise_seed all 100 + r, the same for every
    arm: paired), an arm spends C:
-       searched          one run of the best trial's values (the search was the rest of C)
-       fixed, learned    as many full runs as C pays for, which differ in seed and, when learned, in ρ₀
+       searched, around, replayed   runs of the best trial's values: one, or as many as what is left of C pays for
+       fixed, learned               as many full runs as C pays for, which differ in seed and, when learned, in ρ₀
    and keeps the network whose final weights are best on val. Its test accuracy is the arm's result.
 4. Winner. The arm whose kept network does best on val. Taking the best of several runs flatters val, so each half of
    val judges what the other half chose; test has no say.
+5. Claims. Paired differences of test accuracy for the questions of contrasts.py, which are fixed beforehand, with 95 %
+   t-intervals; a difference is called shown when its sign-flip permutation test passes 5 % after Holm's correction over
+   all of them.
 
-Intervals are 95 % t-intervals over replicates; differences are paired. Below ten replicates a verdict calls itself
-indicative. Costs are gradient evaluations × examples: SGD 1 a step, SAM 2, LETS as it happens.
+Below ten replicates a verdict calls itself indicative. Costs are gradient evaluations × examples: SGD 1 a step, SAM 2,
+LETS as it happens. Afterwards the kept networks of the first replicates are measured: top Hessian eigenvalue and loss
+landscape, which are in nobody's budget.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config import PRESETS, Config, ConfigError, gradients_per_step, resolve
+from ..config import Config, gradients_per_step, resolve
 from ..progress import Progress
-from ..training.launch import Job
+from ..training import cluster, launch
+from ..training.launch import Failure, Job
+from .arms import RHO, Arm, derived, probe_of, start_of
 from .domain import short
 from .ledger import Run, Study
+from .outcome import Summary, summarize
+from .plan import Plan, run_cost
 from .replicate import draw, run_all
-from .selection import Estimate
+from .search import Search
 from .selection import winner as best
 from .session import Session
 from .settings import Settings
-from .spaces import Space, at_border, flat
-from .tuning import search
+from .tuning import train
 
-WARMUP = 0.25
-STARTS = (1.0, 2.0, 4.0)  # ρ₀ of the restarts of a learned arm, as multiples of the preset's
-CONFIDENT = 10  # replicates from which a verdict is more than indicative
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to get a network: what it runs on every replicate."""
-
-    name: str
-    policy: str  # none | fixed | searched | learned
-    layer: Mapping[str, Any]
-    space: Space | None = None
+DEVELOPMENT = {"data.split_seed": 0, "data.noise_seed": 0}
+MEASURED = 3  # replicates whose kept networks are measured; the first one's landscape is drawn
+MEASURING = 15.0  # what that takes for each, in gradient evaluations per step × epochs: for the time that is left
 
 
-@dataclass(frozen=True)
-class ArmResult:
-    """What an arm came to; accuracies in [0, 1], costs in gradient evaluations × examples and seconds."""
-
-    arm: str
-    method: str
-    radius_policy: str
-    how: str
-    n: int
-    restarts: int
-    test: list[float]
-    test_accuracy: float
-    ci95: tuple[float, float]
-    single_accuracy: float
-    single_ci95: tuple[float, float]
-    best_weights_accuracy: float
-    val_accuracy: float
-    cost_gradients: float
-    cost_seconds: float
-    rho_final: float
-    difference: tuple[float, float, float] | None
-    config: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The comparison's result."""
-
-    arms: list[ArmResult]
-    winner: str
-    verdict: str
-    indicative: bool
-    budget: float
-    n: int
-    notes: list[str]
-
-    def of(self, arm: str) -> ArmResult:
-        return next(result for result in self.arms if result.arm == arm)
-
-
-def arms_of(spaces: Sequence[Space], also: Iterable[str] = ()) -> list[Arm]:
-    """SGD; for each space its method fixed, fixed with warm-up, searched and learned; and the methods in `also`."""
-    arms = [Arm("sgd", "none", {"method": "sgd"})]
-    for space in spaces:
-        for method in space.methods:
-            preset = PRESETS[method]
-            fixed = preset.get("objective") != "none" and preset.get("radius") != "learned"
-            arms += of_method(method)
-            arms += [Arm(f"{method} warm-up", "fixed", {"method": method, "optim.warmup": WARMUP})] if fixed else []
-        arms.append(Arm(f"{space.name} searched", "searched", space.fix, space))
-        arms += [arm for m in space.methods if f"lets-{m}" in PRESETS for arm in of_method(f"lets-{m}")]
-    for method in also:
-        arms += of_method(method)
-    return list({arm.name: arm for arm in arms}.values())
-
-
-def of_method(method: str) -> list[Arm]:
-    """A preset as it is."""
-    preset = PRESETS[method]
-    policy = "none" if preset["objective"] == "none" else preset.get("radius", "fixed")
-    return [Arm(method, policy, {"method": method})]
-
-
-def compare(
-    session: Session,
-    spaces: Sequence[Space],
-    files: Mapping[str, Any],
-    overrides: Mapping[str, Any],
-    settings: Settings,
-    seeds: int,
-    progress: Progress,
-    also: Iterable[str] = (),
-) -> Summary | None:
+def compare(session: Session, plan: Plan, progress: Progress, measure: bool = True) -> Summary | None:
     """Run the protocol above, or what of it the session's ledger does not have yet; the result is read from there."""
-    arms = arms_of(spaces, also)
-    base = plan(arms, files, overrides)
-    run_cost = {name: gradients_per_step(config) * config.train.epochs for name, config in base.items()}
-    trials = settings.most
-    guess = max((0.55 * trials * run_cost[arm.name] for arm in arms if arm.space), default=3 * max(run_cost.values()))
-    searches = [arm for arm in arms if arm.space]
-    progress.phase(guess * (len(searches) + seeds * (len(arms) - len(searches))))
-
-    for arm in searches:
-        assert arm.space is not None
-        development = {**overrides, "data.split_seed": 0, "data.noise_seed": 0}
-        search(session, arm.space, (files, development), settings, progress, arm.name)
+    arms, base, foreseen = plan.arms, plan.base, plan.forecast()
+    progress.say(foreseen.told())
+    after = foreseen.finals + (MEASURING * len(arms) * min(plan.seeds, MEASURED) if measure else 0.0)
+    chosen = searches(session, plan, progress, after)
     study = session.study()
-    chosen: dict[str, Run] = {}
-    for arm in searches:
-        found = best(study, arm.name)
-        if found is None:
-            raise ConfigError(f"{arm.name}: no trial was completed; see {session.directory / 'ledger.jsonl'}")
-        chosen[arm.name] = found
-    budget = max((spent(study, arm.name) + run_cost[arm.name] for arm in searches), default=guess)
+    budget = max((spent(study, arm) + run_cost(base[arm.name]) for arm in arms if arm.name in chosen), default=0.0)
+    budget = budget or foreseen.budget
 
     jobs: list[tuple[Job, dict[str, Any]]] = []
-    for arm in sorted(arms, key=lambda arm: -run_cost[arm.name]):  # long runs first: nobody waits for a late one
-        searched = chosen.get(arm.name)
-        restarts = 1 if searched else max(1, int(budget / run_cost[arm.name]))
-        values = searched.begin["suggested"] if searched else {}
-        for replicate, restart in itertools.product(range(seeds), range(restarts)):
-            config = replicated(arm, base[arm.name], (files, arm.layer, values, overrides), replicate, restart)
+    for arm in sorted(arms, key=lambda arm: -run_cost(base[arm.name])):  # long runs first: nobody waits for a late one
+        if arm.space is not None and arm.name not in chosen:
+            continue  # remarks.py tells
+        values = chosen.get(arm.name, {})
+        restarts = max(1, int((budget - spent(study, arm)) / run_cost(base[arm.name]) + 1e-9))
+        for replicate, restart in itertools.product(range(plan.seeds), range(restarts)):
+            layers = (plan.files, arm.layer, values, plan.overrides)
+            config = replicated(arm, base[arm.name], layers, replicate, restart)
             name = f"{arm.name.replace(' ', '-')}-r{replicate}-s{restart}"
             begin = {"arm": arm.name, "replicate": replicate, "restart": restart, "policy": arm.policy}
             jobs.append((Job(name, config, session.checkpoint(name), resume=True), begin))
-    run_all(session, jobs, progress, settings.concurrency, "replicates at equal cost")
-    return summarize(session.study())
+    progress.later = after - foreseen.finals
+    run_all(session, jobs, progress, plan.settings.concurrency, "replicates at equal cost")
+    progress.later = 0.0
+    summary = summarize(session.study())
+    if summary is not None and measure:
+        flatness(session, summary, progress, plan.settings.concurrency)
+    return summary
 
 
-def plan(arms: Sequence[Arm], files: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Config]:
-    """Every arm's configuration, before anything runs: what contradicts itself is refused now."""
-    configs = {}
-    for arm in arms:
-        try:
-            configs[arm.name] = resolve(files, arm.layer, overrides)
-        except ConfigError as error:
-            raise ConfigError(f"arm {arm.name}: {error}") from None
-    return configs
+def searches(session: Session, plan: Plan, progress: Progress, after: float) -> dict[str, dict[str, Any]]:
+    """Make the probes and the searches; arm → the config values to use. An arm whose search found nothing has none.
+
+    `after` is the work that follows them.
+    """
+    trials, before = plan.forecast().trials, session.study()
+    left = {
+        arm.name: max(0.0, trials * run_cost(plan.base[arm.name]) - spent(before, arm))
+        for arm in plan.arms
+        if arm.space
+    }
+    probes: dict[str, tuple[Job, dict[str, Any]]] = {}
+    for arm in plan.arms:
+        if arm.probes and (name := probe_of(arm)) not in probes:
+            config = resolve(plan.files, {"method": f"lets-{arm.family}"}, {**plan.overrides, **DEVELOPMENT})
+            begin = {"arm": f"lets-{arm.family}", "phase": "probe", "policy": "learned"}
+            probes[name] = Job(name, config, session.checkpoint(name), resume=True, test=False), begin
+    progress.later = after + sum(left.values())
+    run_all(session, list(probes.values()), progress, plan.settings.concurrency, "learned radii to follow")
+    chosen: dict[str, dict[str, Any]] = {}
+    for later in (False, True):  # what follows a probe may spend what the plain searches did
+        made = [
+            made
+            for arm in plan.arms
+            if arm.space and arm.probes == later and (made := searching(session, plan, arm, progress))
+        ]
+        progress.later = after + (0.0 if later else sum(left[arm.name] for arm in plan.arms if arm.probes))
+        together(session, made, plan, progress)
+        for search in made:
+            if found := best(session.study(), search.arm):
+                chosen[search.arm] = {**search.space.fix, **found.begin["suggested"]}
+    return chosen
+
+
+def searching(session: Session, plan: Plan, arm: Arm, progress: Progress) -> Search | None:
+    """An arm's search; None when the radius that it follows was not learned."""
+    space, settings, study = arm.space, plan.settings, session.study()
+    assert space is not None
+    if arm.probes:
+        probe = study.runs[probe_of(arm)]
+        if probe.outcome != "completed":
+            return None
+        space, settings = derived(arm, probe), following(study, arm, plan, probe)
+    session.space(arm.name, space)
+    layers = (plan.files, {**plan.overrides, **DEVELOPMENT})
+    return Search(session, space, layers, settings, progress, arm.name, policy=arm.policy)
+
+
+def together(session: Session, searches: Sequence[Search], plan: Plan, progress: Progress) -> None:
+    """Make what is left of searches, beside each other, and tell what each found."""
+    left = [search for search in searches if not search.over()]
+    if not left:
+        return
+    cluster.connect()
+    cluster.check_shared(session.root)
+    at_once, _ = cluster.room(plan.example, plan.settings.concurrency)
+    progress.phase(sum(search.remaining(search.expected()) for search in left), "searching")
+    train(left, at_once)
+    study = session.study()
+    for search in left:
+        trials, found = study.of(arm=search.arm, phase="search"), best(study, search.arm)
+        runs = sum(gradients_per_step(resolve(trial.begin["config"])) * len(trial.epochs) for trial in trials)
+        told = f"{len(trials)} trials for the cost of {runs / run_cost(search.example):.1f} runs"
+        if found is not None:
+            values = ", ".join(
+                f"{key.removeprefix('optim.')} {short(v)}" for key, v in found.begin["suggested"].items()
+            )
+            told += f"; best {found.value('final/val_accuracy'):.1%} on val at {values}"
+        progress.say(f"{search.arm}: {told}")
+
+
+def following(study: Study, arm: Arm, plan: Plan, probe: Run) -> Settings:
+    """A search behind a probe may spend what the search of the same space did, less the probe."""
+    plain = next((other for other in plan.arms if other.space is arm.space and other.policy == "searched"), None)
+    if plain is None:
+        return plan.settings
+    left = sum(run.cost for run in study.of(arm=plain.name, phase="search")) - probe.cost
+    return dataclasses.replace(plan.settings, trials=4 * plan.settings.most, gradients=max(left, 1.0))
 
 
 def replicated(arm: Arm, base: Config, layers: Sequence[Mapping[str, Any]], replicate: int, restart: int) -> Config:
     """One run of an arm: a fresh draw of the data per replicate, a fresh initialisation per restart."""
     drawn = draw(replicate, restart)
-    if arm.policy == "learned" and base.optim.rho is not None:
-        rho = base.optim.rho * STARTS[restart % len(STARTS)]
-        drawn["optim.rho"] = min(max(rho, base.lets.rho_min), base.lets.rho_max)
+    if arm.policy == "learned" and (rho := start_of(base, restart)) is not None:
+        drawn[RHO] = rho
     return resolve(*layers, drawn)
 
 
-def spent(study: Study, arm: str) -> float:
-    """What an arm's search cost, in gradient evaluations per step × epochs."""
-    runs = study.of(arm=arm, phase="search")
+def spent(study: Study, arm: Arm) -> float:
+    """What came before an arm's replicates, in gradient evaluations per step × epochs: its search, and its probe."""
+    runs = study.of(arm=arm.name, phase="search")
+    if arm.probes and (probe := study.runs.get(probe_of(arm))):
+        runs = [*runs, probe]
     return sum(gradients_per_step(resolve(run.begin["config"])) * len(run.epochs) for run in runs)
 
 
-def summarize(study: Study) -> Summary | None:
-    """The result that a ledger holds; None when no arm has a finished replicate."""
-    runs: dict[str, dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in study.of(phase="final", outcome="completed"):
-        if run.begin["replicate"] is not None:
-            runs[run.arm][run.begin["replicate"]].append(run)
-    replicates = list(range(1 + max((max(of) for of in runs.values()), default=-1)))
-    whole = [r for r in replicates if all(r in of for of in runs.values())]
-    if not whole:
-        return None
-    kept = {
-        arm: [max(of[r], key=lambda run: run.value("final/val_accuracy")) for r in whole] for arm, of in runs.items()
-    }
-    val = {arm: fmean(crossed(of[r]) for r in whole) for arm, of in runs.items()}
-    test = {arm: [run.value("final/test_accuracy") for run in of] for arm, of in kept.items()}
-    winner = max(val, key=lambda arm: val[arm])
-
-    results = []
-    for arm, of in runs.items():
-        begin, searched = kept[arm][0].begin, study.of(arm=arm, phase="search")
-        single = [min(of[r], key=lambda run: run.begin["restart"]).value("final/test_accuracy") for r in whole]
-        restarts = max(len(of[r]) for r in whole)
-        gaps = [a - b for a, b in zip(test[winner], test[arm], strict=True)]
-        results.append(
-            ArmResult(
-                arm=arm,
-                method=begin["method"],
-                radius_policy=begin["radius_policy"],
-                how=how(begin, searched, restarts, [run for r in whole for run in of[r]]),
-                n=len(whole),
-                restarts=restarts,
-                test=test[arm],
-                test_accuracy=fmean(test[arm]),
-                ci95=interval(test[arm]),
-                single_accuracy=fmean(single),
-                single_ci95=interval(single),
-                best_weights_accuracy=fmean(run.value("best/test_accuracy") for run in kept[arm]),
-                val_accuracy=val[arm],
-                cost_gradients=fmean(sum(run.cost for run in of[r]) for r in whole) + sum(run.cost for run in searched),
-                cost_seconds=fmean(sum(run.seconds for run in of[r]) for r in whole)
-                + sum(run.seconds for run in searched),
-                rho_final=math.nan
-                if begin["radius_policy"] == "none"
-                else fmean(r.value("sam/rho") for r in kept[arm]),
-                difference=None if arm == winner else (fmean(gaps), *interval(gaps)),
-                config=begin["config"],
-            )
-        )
-    results.sort(key=lambda result: -result.test_accuracy)
-    budget = max(result.cost_gradients for result in results)
-    return Summary(
-        arms=results,
-        winner=winner,
-        verdict=verdict(results, winner),
-        indicative=len(whole) < CONFIDENT,
-        budget=budget,
-        n=len(whole),
-        notes=notes(study, results, len(replicates) - len(whole)),
-    )
-
-
-def crossed(restarts: Sequence[Run]) -> float:
-    """Val accuracy of "the best of these runs": each half of val judges the run that the other half chose."""
-    even, odd = "final/val_even", "final/val_odd"
-    by_even = max(restarts, key=lambda run: run.value(even))
-    by_odd = max(restarts, key=lambda run: run.value(odd))
-    return (by_even.value(odd) + by_odd.value(even)) / 2
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % t-interval of the mean; NaN for fewer than two values."""
-    found = Estimate.of(values)
-    return found.low, found.high
-
-
-def how(begin: Mapping[str, Any], searched: Sequence[Run], restarts: int, runs: Sequence[Run]) -> str:
-    """How an arm came to its network, in one phrase."""
-    times = "one run" if restarts == 1 else f"best of {restarts} runs on val"
-    optim = begin["config"]["optim"]
-    warm = f", warm-up {optim['warmup']:.0%}" if optim.get("warmup") else ""
-    match begin["radius_policy"]:
-        case "searched":
-            found = ", ".join(f"{k.removeprefix('optim.')} {short(v)}" for k, v in picked(begin, searched).items())
-            return f"search of {len(searched)} trials → {found}; {times}"
-        case "learned":
-            starts = sorted({run.begin["config"]["optim"]["rho"] for run in runs})
-            return f"learned from ρ₀ {', '.join(f'{rho:g}' for rho in starts)}{warm}; {times}"
-        case "fixed":
-            return f"published ρ {optim['rho']:g}{warm}; {times}"
-        case "scheduled":
-            return f"ρ follows {optim['rho_schedule']}{warm}; {times}"
-        case _:
-            return f"no radius; {times}"
-
-
-def picked(begin: Mapping[str, Any], searched: Sequence[Run]) -> dict[str, Any]:
-    """The values a searched arm uses, of what was searched."""
-    keys = dict.fromkeys(key for run in searched for key in run.begin["suggested"] or {})
-    known = flat(begin["config"])
-    return {key: known[key] for key in keys if key in known}
-
-
-def verdict(results: Sequence[ArmResult], winner: str) -> str:
-    """One sentence: who wins, and whether learning or searching does."""
-    best = next(result for result in results if result.arm == winner)
-    others = [result for result in results if result.arm != winner]
-    text = f"At equal cost {winner} wins, chosen on validation: {percent(best.test_accuracy)} test accuracy"
-    if not math.isnan(best.ci95[0]):
-        text += f" [{100 * best.ci95[0]:.1f}, {100 * best.ci95[1]:.1f}]"
-    if others:
-        rival = max(
-            (r for r in others if {r.radius_policy, best.radius_policy} == {"searched", "learned"}),
-            default=max(others, key=lambda r: r.test_accuracy),
-            key=lambda r: r.test_accuracy,
-        )
-        assert rival.difference is not None
-        mean, low, high = rival.difference
-        shown = not math.isnan(low) and (low > 0 or high < 0)
-        span = "" if math.isnan(low) else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
-        text += f"; against {rival.arm} {100 * mean:+.1f} points{span}: "
-        text += f"{'better' if mean > 0 else 'worse'} on test" if shown else "no difference shown"
-    return text + (f" (indicative: {best.n} replicates)." if best.n < CONFIDENT else f" ({best.n} replicates).")
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def notes(study: Study, results: Sequence[ArmResult], left_out: int) -> list[str]:
-    """What a careful reader should know, one sentence each."""
-    found = [
-        "The radius was searched once, on a development draw of the data, and used on every replicate; every other arm "
-        "spent the same on restarts of each replicate and kept the best on validation.",
+def flatness(session: Session, summary: Summary, progress: Progress, at_once: int | None) -> None:
+    """Measure the kept networks of the first replicates, those that the ledger does not have yet."""
+    known = session.study().runs
+    wanted = [
+        (name, session.checkpoint(name), replicate == 0)
+        for arm in summary.arms
+        for replicate, name in enumerate(arm.kept[:MEASURED])
+        if "flatness" not in known[name].measured
     ]
-    if left_out:
-        found.append(f"{left_out} replicates lack a finished run in some arm and are left out.")
-    bad = [run for run in study.runs.values() if run.outcome in ("failed", "diverged", "killed")]
-    if bad:
-        found.append(
-            f"{len(bad)} runs did not finish ({', '.join(sorted({run.outcome for run in bad}))}); none counts."
-        )
-    for result in results:
-        if result.radius_policy == "learned":
-            ends = study.of(arm=result.arm, phase="final", outcome="completed")
-            bound = result.config["lets"]["rho_max"]
-            stopped = sum(run.value("sam/rho") > 0.98 * bound for run in ends)
-            if stopped:
-                found.append(
-                    f"{result.arm}: ρ reached its upper bound {bound:g} in {stopped} of {len(ends)} runs; there the "
-                    "bound lets.rho_max, not the learning, set the final radius."
-                )
-    if study.header.get("space"):
-        for content in study.header["space"]:
-            space = Space.model_validate(content)
-            winner = next((r for r in results if r.arm == f"{space.name} searched"), None)
-            trial = best(study, winner.arm) if winner else None
-            for key in at_border(space, trial.begin["suggested"]) if trial else ():
-                found.append(
-                    f"{space.name}: the best {key} lies at the border of its range; the optimum may be outside."
-                )
-    return found
+    if not wanted:
+        return
+    cluster.connect()
+    example = resolve(known[wanted[0][0]].begin["config"])
+    at_once, _ = cluster.room(example, at_once)
+    progress.phase(MEASURING * len(wanted), "curvature and landscape of the kept networks")
+    progress.update("curvature and landscape of the kept networks")
+    for name, values in launch.measured(wanted, example.scale, at_once):
+        if isinstance(values, Failure):
+            progress.say(f"{name}: its curvature could not be measured: {values.error.strip().splitlines()[-1]}")
+        else:
+            session.measure(name, "flatness", values)
+        progress.update("curvature and landscape of the kept networks", MEASURING)

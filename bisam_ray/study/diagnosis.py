@@ -11,13 +11,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .canvas import percent
 from .early import leaning, length, ordinal, rank_correlation, settings, survival
 from .ledger import Run, Study
 from .ranking import Correlation
 from .selection import Estimate, confirmation, pareto, regret, winner
 from .series import val_accuracy
 from .spaces import Space, at_border
+from .wording import percent
 
 
 def sentences(study: Study, arm: str) -> list[str]:
@@ -112,7 +112,7 @@ def borders(study: Study, arm: str) -> list[str]:
 
 def space_of(study: Study, arm: str) -> Space | None:
     """The space that an arm searched, if the ledger holds one that is understood."""
-    content = study.header.get("space") or []
+    content = study.spaces.get(arm) or study.header.get("space") or []
     spaces: list[dict[str, Any]] = [content] if isinstance(content, dict) else content
     fitting = spaces if len(spaces) == 1 else [s for s in spaces if arm in (s.get("name"), f"{s.get('name')} searched")]
     try:

@@ -4,12 +4,14 @@ Format: JSON Lines, UTF-8, one event per line, `<storage>/<study>/ledger.jsonl`;
 Every event has `event` and `time` (seconds since 1970, UTC).
 
     study     study, kind (search | compare | train), config, space, protocol, versions, git, hardware
-    begin     run, phase (search | final), arm, method, radius_policy, seed, replicate, restart, digest, dataset,
-              config, suggested (the searched values, or null); of a trial also number and params (Optuna's), control
-              (never stopped early); of a trial's re-run also trial
+    begin     run, phase (search | probe | final), arm, method, radius_policy, seed, replicate, restart, digest,
+              dataset, config, suggested (the searched values, or null); of a trial also number and params (Optuna's),
+              control (never stopped early); of a trial's re-run also trial
     epoch     run, epoch, metrics                          (README: names of the metrics)
     end       run, outcome (completed | pruned | failed | diverged | killed), epoch, metrics, error, checkpoint; of a
               trial also stopped (the epoch at which the scheduler stopped it, or would have stopped the control)
+    measure   run, what (flatness), values: what was found in its final weights; lists of numbers are allowed
+    space     arm, space: of an arm whose space follows from an earlier run
     artifact  kind (report | model | …), path relative to the study's directory, run (or null)
     finish    outcome (completed | interrupted | failed)
 
@@ -35,22 +37,26 @@ class Ledger:
     """The writer: one line per event, handed to the operating system at once.
 
     With the events of `DURABLE` all lines are brought to the disk, and `durable` is called: it may send them further.
+    `listeners` are called with every event once it is written.
     """
 
     def __init__(self, directory: Path, durable: Callable[[], None] = lambda: None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.path, self.durable = directory / FILE, durable
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
         whole = sum(len(line) for line in whole_lines(self.path))
         self.file: IO[bytes] = open(self.path, "ab")  # noqa: SIM115 - closed by close()
         self.file.truncate(whole)
 
     def write(self, event: str, **fields: Any) -> None:
-        line = json.dumps({"event": event, "time": time.time(), **fields}, default=str)
-        self.file.write(line.encode() + b"\n")
+        whole = {"event": event, "time": time.time(), **fields}
+        self.file.write(json.dumps(whole, default=str).encode() + b"\n")
         self.file.flush()
         if event in DURABLE:
             os.fsync(self.file.fileno())
             self.durable()
+        for listener in self.listeners:
+            listener(whole)
 
     def close(self) -> None:
         self.file.close()
@@ -70,6 +76,7 @@ class Run:
     begin: dict[str, Any]
     epochs: list[dict[str, float]] = field(default_factory=list)  # metrics per epoch, each with its "epoch"
     end: dict[str, Any] | None = None
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def outcome(self) -> str:
@@ -118,6 +125,7 @@ class Study:
     runs: dict[str, Run]
     artifacts: list[dict[str, Any]]
     finish: dict[str, Any] | None
+    spaces: dict[str, Any] = field(default_factory=dict)  # by arm, where they are not the header's
 
     @property
     def name(self) -> str:
@@ -161,6 +169,10 @@ def read(directory: Path) -> Study:
                 run.epochs.append({"epoch": event["epoch"], **event["metrics"]})
             case "end":
                 study.runs[event["run"]].end = event
+            case "measure":
+                study.runs[event["run"]].measured[event["what"]] = event["values"]
+            case "space":
+                study.spaces[event["arm"]] = event["space"]
             case "artifact":
                 study.artifacts.append(event)
             case "finish":

@@ -42,11 +42,12 @@ def run_all(
     known = session.study().runs
     left = [(job, begin) for job, begin in jobs if job.name not in known or known[job.name].outcome in UNFINISHED]
     ended = len(jobs) - len(left)
+    progress.board.expect((begin["arm"], begin.get("replicate")) for _, begin in jobs)
     if not left:
         return
     seen = {name: run.epoch for name, run in known.items()}
     work = {job.name: gradients_per_step(job.config) for job, _ in left}
-    progress.phase(sum(work[job.name] * (job.config.train.epochs - seen.get(job.name, 0)) for job, _ in left))
+    progress.phase(sum(work[job.name] * (job.config.train.epochs - seen.get(job.name, 0)) for job, _ in left), what)
     cluster.connect()
     cluster.check_shared(session.root)
     begins = {job.name: begin for job, begin in left}
@@ -55,7 +56,7 @@ def run_all(
     for job, message in launch.parallel([job for job, _ in left], at_once):
         if job.name not in begun:
             begun.add(job.name)
-            session.begin(job.name, job.config, phase="final", **begins[job.name])
+            session.begin(job.name, job.config, **{"phase": "final", **begins[job.name]})
         ended += session.follow(job, message, after=seen.get(job.name, 0))
         more = work[job.name] if isinstance(message, launch.Epoch) else 0.0
-        progress.update(f"{what}: {ended} of {len(jobs)} runs", more)
+        progress.update(f"{what}: {ended} of {len(jobs)} runs, {begins[job.name]['arm']}", more)

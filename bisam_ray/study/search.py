@@ -14,6 +14,7 @@ costs and trials come out as they were, because they came about the same way.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ from .selection import pareto
 from .session import Session
 from .settings import UNBOUNDED, Settings
 from .spaces import Space
-from .stopping import Stopping
+from .stopping import Forecast, Stopping
 from .storage import KEPT
 
 METRIC = "val/accuracy"
@@ -47,6 +48,7 @@ class Search:
         progress: told after every epoch.
         arm: the trials' tag; their names begin with it.
         at_once: how many trials run beside each other; may be set later.
+        policy: where the radius of the trials comes from; arms.py.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class Search:
         progress: Progress,
         arm: str,
         at_once: int = 1,
+        policy: str = "searched",
     ) -> None:
         self.session, self.space, (self.files, self.overrides) = session, space, layers
-        self.progress, self.arm, self.at_once = progress, arm, at_once
+        self.progress, self.arm, self.at_once, self.policy = progress, arm, at_once, policy
         self.example = self.resolve(space.example())
         self.epochs = space.epochs(self.example)
         self.settings = settings.for_epochs(self.epochs)
@@ -160,7 +163,7 @@ class Search:
         trial.config = config.model_dump(exclude_none=True)
         more: dict[str, Any] = {"number": trial.number, "params": trial.params, "control": trial.control}
         self.session.begin(
-            trial.name, config, arm=self.arm, phase="search", suggested=trial.values, policy="searched", **more
+            trial.name, config, arm=self.arm, phase="search", suggested=trial.values, policy=self.policy, **more
         )
 
     def tell(self, name: str, message: Epoch | Failure) -> bool:
@@ -183,8 +186,7 @@ class Search:
             self.end(trial, "completed", final)
         elif stopped:
             self.end(trial, "pruned")
-        best = f", best val {self.best[0].result[0]:.1%}" if self.best and self.best[0].result else ""
-        self.progress.update(f"{self.arm}: {self.ended} of {self.planned()} trials ended{best}", self.share(trial))
+        self.progress.update(f"{self.arm}: {self.ended} of {self.planned()} trials ended", self.share(trial))
         return not done and not stopped
 
     def take(self, trial: Trial, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -237,17 +239,32 @@ class Search:
         settings, lines = self.settings, []
         if self.trials:
             lines.append(f"{self.arm}: {self.ended} of {self.planned()} trials ended before, {len(self.waiting)} go on")
-        if settings.most < UNBOUNDED or self.sampler.finite:
-            found = settings.forecast(self.epochs, min(settings.most, self.sampler.finite or settings.most))
+        if found := self.expected():
             if len(found.reach) > 1:
                 epochs, counts = (", ".join(f"{part[k]:.0f}" for part in found.reach) for k in (0, 1))
                 lines.append(f"{settings.scheduler}: about {counts} trials will come to epochs {epochs}")
             times = f" × {settings.folds} folds" if settings.folds > 1 else ""
             lines.append(f"cost: about {found.cost:.1f} full runs{times}, at most {found.most:.0f}")
-            done = sum(self.share(trial) * trial.epoch for trial in self.trials.values())
-            run = gradients_per_step(self.example) * self.epochs * settings.folds
-            self.progress.phase(max(0.0, found.cost * run - done))
+        again = 0 if settings.several else settings.confirm * settings.replicates
+        self.progress.later = again * gradients_per_step(self.example) * self.epochs
+        self.progress.phase(self.remaining(found), "searching")
         return lines
+
+    def expected(self) -> Forecast | None:
+        """What the trials will probably be; None where their number does not end the search."""
+        most = min(self.settings.most, self.sampler.finite or self.settings.most)
+        return self.settings.forecast(self.epochs, most) if most < UNBOUNDED else None
+
+    def remaining(self, expected: Forecast | None) -> float:
+        """What is probably left to do, in gradient evaluations per step × epochs; 0 where nobody knows."""
+        work, budget, board = math.inf, self.settings.gradients, self.progress.board
+        if expected is not None:
+            run = gradients_per_step(self.example) * self.epochs * self.settings.folds
+            work = expected.cost * run - sum(self.share(trial) * trial.epoch for trial in self.trials.values())
+        if budget is not None and board.unit > 0:
+            left = budget - sum(trial.cost for trial in self.trials.values())
+            work = min(work, left / board.unit * self.progress.run)
+        return max(0.0, work) if math.isfinite(work) else 0.0
 
     # --- resuming ----------------------------------------------------------------------------------------------------
 
@@ -319,4 +336,5 @@ def confirm(search: Search) -> None:
         config = redrawn(run.begin["config"], replicate)
         begin = {"arm": search.arm, "replicate": replicate, "policy": "searched", "trial": run.name}
         jobs.append((Job(name, config, search.session.checkpoint(name), resume=True), begin))
+    search.progress.later = 0.0
     run_all(search.session, jobs, search.progress, settings.concurrency, f"the best {len(best)} again, on fresh draws")

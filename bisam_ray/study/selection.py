@@ -6,13 +6,14 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from .early import full_length, settings
 from .ledger import Run, Study
 from .ranking import LEAST
 from .series import number, val_accuracy
+from .statistics import Estimate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,25 +24,6 @@ FINE = 4  # points of the prior's grid per standard deviation of the noise
 POINTS = 2_000  # of the grid, at most
 LEAST_SPREAD = 0.05  # τ² ≥ this · s²: a spread cannot be seen to be 0
 TRUST = 10.0  # degrees of freedom that the noise computed from the number of examples is worth
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95 % interval (NaN: fewer than two values)."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        """Mean and t-interval."""
-        if len(values) < 2:
-            return cls(fmean(values) if values else math.nan)
-        from scipy.special import stdtrit  # the t quantile; scipy.stats takes three times as long to import
-
-        mean, half = fmean(values), float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
-        return cls(mean, mean - half, mean + half)
 
 
 @dataclass(frozen=True)

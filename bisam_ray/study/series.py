@@ -6,6 +6,7 @@ import bisect
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import Any, NamedTuple
 
 from .ledger import Run, Study
@@ -29,6 +30,7 @@ class Radius(NamedTuple):
     mean: float  # geometric
     least: float
     most: float
+    median: float
 
 
 def finals(study: Study, arm: str) -> list[Run]:
@@ -87,7 +89,7 @@ def learned_paths(study: Study, arm: str) -> list[list[Radius]]:
     return [
         thinned(
             [
-                Radius(at, math.exp(sum(map(math.log, rhos)) / len(rhos)), min(rhos), max(rhos))
+                Radius(at, math.exp(sum(map(math.log, rhos)) / len(rhos)), min(rhos), max(rhos), median(rhos))
                 for at, rhos in sorted(line.items())
             ]
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from ..training.checkpoint import Place
 from ..training.launch import Epoch, Failure, Job
 from . import storage
 from .bucket import Bucket
-from .ledger import Ledger, Study, read
+from .ledger import Ledger, Study, events, read
+from .spaces import Space
 from .storage import driver_lock
-from .tracking import Mirror, save_model, tracking_uri
+from .tracking.client import tracking_uri
+from .tracking.export import save_model
+from .tracking.mirror import Mirror
 
 UNFINISHED = ("running", "killed")  # outcomes of runs that a resumed study goes on with
 
@@ -93,8 +96,16 @@ class Session:
         self.end(job.name, "completed", message.epoch, message.final, checkpoint=job.checkpoint)
         return True
 
-    def artifact(self, kind: str, path: Path, run: str | None = None) -> None:
-        self.ledger.write("artifact", kind=kind, path=str(path.relative_to(self.directory)), run=run)
+    def artifact(self, kind: str, path: Path, run: str | None = None, **more: Any) -> None:
+        self.ledger.write("artifact", kind=kind, path=str(path.relative_to(self.directory)), run=run, **more)
+
+    def measure(self, name: str, what: str, values: Mapping[str, Any]) -> None:
+        self.ledger.write("measure", run=name, what=what, values=dict(values))
+
+    def space(self, arm: str, space: Space) -> None:
+        content = space.model_dump(mode="json", exclude_none=True)
+        if self.study().spaces.get(arm) != content:
+            self.ledger.write("space", arm=arm, space=content)
 
     def log_model(self, name: str) -> None:
         """Export a finished run's network, loadable by MLflow without executing a pickle; it joins the run there."""
@@ -105,6 +116,12 @@ class Session:
         path = self.directory / "models" / name
         save_model(model, example, path)
         self.artifact("model", path, name)
+
+    def listen(self, listener: Callable[[dict[str, Any]], None]) -> None:
+        """Let it hear every event of the study: those that there are, and those to come."""
+        for event in events(self.directory):
+            listener(event)
+        self.ledger.listeners.append(listener)
 
     def study(self) -> Study:
         return read(self.directory)

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ..training import cluster
+
 SCHEDULERS = ("asha", "median", "hyperband", "none")
 BRACKETS = 3  # of hyperband
 
@@ -56,6 +58,7 @@ class Stopping:
     """
 
     def __init__(self, kind: str, grace: int, reduction: float, epochs: int, seed: int = 0) -> None:
+        cluster.prepare()
         from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 
         self.epochs, self.seed = epochs, seed

@@ -6,7 +6,7 @@ any other root; `.url` in it says where it belongs, and bucket.py repeats it the
 <storage>/<study>/ledger.jsonl       the record (ledger.py)
 <storage>/<study>/runs/<run>.pt      a checkpoint per run (training/checkpoint.py)
 <storage>/<study>/report.html        the report, with figures/ beside it (report.py)
-<storage>/mlflow.db, mlartifacts/    MLflow's store, unless MLFLOW_TRACKING_URI names another (tracking.py)
+<storage>/mlflow.db, mlartifacts/    MLflow's store, unless MLFLOW_TRACKING_URI names another (tracking/)
 """
 
 from __future__ import annotations

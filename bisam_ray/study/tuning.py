@@ -1,12 +1,14 @@
-"""A search's trials trained by Ray Tune: the engine inside reused actors, some epochs per step.
+"""The trials of searches trained by Ray Tune: the engine inside reused actors, some epochs per step.
 
-Tune places the actors and brings their results; what is tried and what is stopped, `Search` says. Nothing of Tune's own
-is kept: the ledger is the record, and checkpoints are the engine's.
+Tune places the actors and brings their results; what is tried and what is stopped, `Search` says. Several searches
+share the actors and take turns. Nothing of Tune's own is kept: the ledger is the record, and checkpoints are the
+engine's.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import time
@@ -39,30 +41,33 @@ def search(
     if not session.study().of(arm=arm, phase="search"):
         cluster.connect()  # it takes seconds, in which the rest is imported
     searching = Search(session, space, layers, settings, progress, arm)
-    if searching.over():
-        return searching
-    cluster.connect()
-    cluster.check_shared(session.root)
-    searching.at_once, told = cluster.room(searching.example, settings.concurrency)
-    for line in [told, *searching.announce()]:
-        progress.say(line)
-    train(searching)
+    if not searching.over():
+        cluster.connect()
+        cluster.check_shared(session.root)
+        at_once, told = cluster.room(searching.example, settings.concurrency)
+        for line in [told, *searching.announce()]:
+            progress.say(line)
+        train([searching], at_once)
     return searching
 
 
-def train(search: Search) -> None:
-    """Make the trials that `search` asks for, until it asks for no more."""
+def train(searches: Sequence[Search], at_once: int) -> None:
+    """Make the trials that searches of equal needs ask for, until they ask for no more: `at_once` beside each other."""
     silence()
     from ray import tune
 
-    directory = search.session.directory / ".tune"
+    first = searches[0]
+    for one in searches:
+        one.at_once = math.ceil(at_once / len(searches))
+    directory = first.session.directory / ".tune"
     adapters = adapter_classes()
+    owners = dict[str, Search]()
     tuner = tune.Tuner(
-        tune.with_resources(trainable_class(), resources(search.example)),
+        tune.with_resources(trainable_class(), resources(first.example)),
         tune_config=tune.TuneConfig(
             num_samples=-1,
-            search_alg=adapters.Ask(search),
-            scheduler=adapters.Judge(search),
+            search_alg=adapters.Ask(searches, at_once, owners),
+            scheduler=adapters.Judge(owners),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -70,9 +75,9 @@ def train(search: Search) -> None:
             name="tune",
             storage_path=str(directory),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=search.settings.retries),
+            failure_config=tune.FailureConfig(max_failures=first.settings.retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[adapters.Recorder(search)],
+            callbacks=[adapters.Recorder(owners)],
         ),
     )
     tuner.fit()
@@ -148,7 +153,7 @@ def trainable_class() -> Any:
 
 
 def adapter_classes() -> Any:
-    """Tune's three interfaces to `Search`."""
+    """Tune's three interfaces to `Search`; `owners` says which search a trial is of."""
     from types import SimpleNamespace
 
     from ray import tune
@@ -164,47 +169,55 @@ def adapter_classes() -> Any:
             return {}  # Tune pickles its parts for Tuner.restore, which is never used
 
     class Ask(Unkept, Searcher):
-        def __init__(self, search: Search) -> None:
+        def __init__(self, searches: Sequence[Search], at_once: int, owners: dict[str, Search]) -> None:
             super().__init__()
-            self.search, self.running = search, set[str]()
+            self.left, self.at_once, self.owners = list(searches), at_once, owners
+            self.running = dict[str, Search]()
 
         def suggest(self, trial_id: str) -> Any:
-            if len(self.running) >= self.search.at_once:
+            """Of the search that has the fewest trials under way: its model then knows most of those before."""
+            if len(self.running) >= self.at_once:
                 return None
-            trial = self.search.next()
-            if trial is None:
-                return Searcher.FINISHED
-            self.running.add(trial_id)
-            return {"job": self.search.job(trial)}
+            while self.left:
+                under_way = list(self.running.values())
+                search = min(self.left, key=under_way.count)
+                if (trial := search.next()) is not None:
+                    self.left = [one for one in self.left if one is not search] + [search]  # they take turns
+                    self.running[trial_id] = self.owners[trial.name] = search
+                    return {"job": search.job(trial)}
+                self.left.remove(search)
+            return Searcher.FINISHED
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            self.running.discard(trial_id)
+            self.running.pop(trial_id, None)
 
         def save(self, checkpoint_path: str) -> None: ...
 
         def restore(self, checkpoint_path: str) -> None: ...
 
     class Judge(Unkept, FIFOScheduler):
-        def __init__(self, search: Search) -> None:
+        def __init__(self, owners: dict[str, Search]) -> None:
             super().__init__()
-            self.search = search
+            self.owners = owners
 
         def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            goes_on = all(self.search.tell(name(trial), told) for told in result["told"])
+            search = self.owners[name(trial)]
+            goes_on = all(search.tell(name(trial), told) for told in result["told"])
             return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
         def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
             self.on_trial_result(controller, trial, result)  # Tune asks nobody about a last result
 
     class Recorder(Unkept, tune.Callback):
-        def __init__(self, search: Search) -> None:
-            self.search = search
+        def __init__(self, owners: dict[str, Search]) -> None:
+            self.owners = owners
 
         def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            self.search.begin(self.search.trials[name(trial)])
+            search = self.owners[name(trial)]
+            search.begin(search.trials[name(trial)])
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            self.search.begin(self.search.trials[name(trial)])  # it may not even have started
+            self.on_trial_start(iteration, trials, trial)  # it may not even have started
             error = trial.get_pickled_error() or trial.get_error()
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, Exception) and "Actor" not in type(cause).__name__:
@@ -212,6 +225,6 @@ def adapter_classes() -> Any:
             else:
                 why = str(cause).strip().splitlines()[0] if cause else "it did not start"
                 told = Failure("killed", f"the process of this trial died: {why}")
-            self.search.tell(name(trial), told)
+            self.owners[name(trial)].tell(name(trial), told)
 
     return SimpleNamespace(Ask=Ask, Judge=Judge, Recorder=Recorder)

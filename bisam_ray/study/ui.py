@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
+from .ledger import read
 from .session import reap
-from .storage import studies
-from .tracking import tracking_uri
+from .storage import existing, studies
+from .tracking.client import tracking_uri, without_password
+from .tracking.mirror import FILE
+from .tracking.projection import searched
+from .tracking.views import TOLD, link, views
 
 
-def serve(storage: Path, port: int) -> dict[str, Any]:
-    """Run the MLflow UI of a storage on 127.0.0.1 until it ends or Ctrl-C.
+def serve(storage: Path, port: int, study: str | None = None) -> dict[str, Any]:
+    """Run the MLflow UI of a storage on 127.0.0.1 until it ends or Ctrl-C; print where to look.
+
+    Args:
+        study: the one whose views are told; None: the newest that MLflow has.
 
     Raises:
-        ConfigError: nothing was tracked there yet, or the port is taken.
+        ConfigError: nothing was tracked there yet, no such study, or the port is taken.
     """
     uri = tracking_uri(storage)
+    directory = existing(storage, study) if study else None
     if uri.startswith(("http://", "https://")):
-        print(f"MLFLOW_TRACKING_URI is set: open {uri}", flush=True)
-        return {"url": uri}
+        url = without_password(uri.rstrip("/"))
+        print(f"MLFLOW_TRACKING_URI is set: open {url}{places(url, storage, directory)}", flush=True)
+        return {"url": url}
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise ConfigError(f"--storage {storage}: nothing tracked there yet; 'bisam-ray demo' makes a study")
     with socket.socket() as probe:
@@ -33,10 +44,11 @@ def serve(storage: Path, port: int) -> dict[str, Any]:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise ConfigError(f"--port {port}: is taken; try --port {port + 1}") from None
-    for directory in studies(storage):
-        reap(directory)
+    for each in studies(storage):
+        reap(each)
     url = f"http://127.0.0.1:{port}"
-    print(f"MLflow UI of {storage}: {url}   (ready in some seconds, Ctrl-C ends it)", flush=True)
+    told = f"MLflow UI of {storage}: {url}   (ready in some seconds, Ctrl-C ends it)"
+    print(f"{told}{places(url, storage, directory)}", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", uri, "--default-artifact-root", str(storage / "mlartifacts"), "--workers", "1"]
     # its job runner would be eight more processes, which outlive the server
@@ -49,3 +61,16 @@ def serve(storage: Path, port: int) -> dict[str, Any]:
         process.wait()
         return {"url": url}
     raise RuntimeError(f"mlflow server ended with exit code {process.returncode}")
+
+
+def places(url: str, storage: Path, directory: Path | None = None) -> str:
+    """The views of a study, or of the newest that MLflow has, a line each."""
+    for candidate in [directory] if directory else reversed(studies(storage)):
+        with suppress(OSError, ValueError, KeyError):
+            experiment = json.loads((candidate / FILE).read_bytes())["experiment"]
+            header = read(candidate).header
+            names = views(header["kind"], searched(header))
+            if not names and directory is None:
+                continue
+            return "".join(f"\n  {TOLD[name]}:\n    {url}/{link(experiment, name)}" for name in names)
+    return ""

@@ -29,8 +29,8 @@ died: str | None = None
 """Why the work cannot go on, once the cluster is gone."""
 
 
-def connect() -> None:
-    """Join the cluster named by RAY_ADDRESS, or start a quiet local one that only this process can talk to."""
+def prepare() -> None:
+    """Set what Ray reads from the environment when it is imported: call it before whatever imports Ray."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean what they meant to the user
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run`: workers use this environment as it is
@@ -38,8 +38,7 @@ def connect() -> None:
         "TUNE_DISABLE_SIGINT_HANDLER", "1"
     )  # it swallows the first Ctrl-C, and stays after the search
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS")
-    if not address and "ray" not in sys.modules:  # Ray reads these once, when it is imported
+    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
         # a token of this process's own: nobody else on the network may join, and no token file is left in the home
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
@@ -47,6 +46,12 @@ def connect() -> None:
         for name, value in {**TRAIN, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("RAY_worker_niceness", "0")  # else any other work on the machine starves the runs
+
+
+def connect() -> None:
+    """Join the cluster named by RAY_ADDRESS, or start a quiet local one that only this process can talk to."""
+    prepare()
+    address = os.environ.get("RAY_ADDRESS")
     import ray
 
     if ray.is_initialized():

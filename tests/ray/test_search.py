@@ -1,4 +1,4 @@
-"""A search tells Optuna the truth, and a comparison runs from end to end."""
+"""A search tells Optuna the truth."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ import pytest
 
 import bisam_ray
 from bisam_ray.study import ledger
-from bisam_ray.study.tracking import connect, tracking_uri
+from bisam_ray.study.tracking.client import connect, tracking_uri
 from bisam_ray.training import cluster
 
 QUICK = {"model.name": "mlp", "train.epochs": 8, "data.label_noise": 0.4}
@@ -226,46 +226,3 @@ def test_a_thousand_trials_cost_the_same_each(tmp_path):
         runs, token = runs + len(page), page.token or ""
     assert runs == 1001
     assert result.report.stat().st_size < 3e6
-
-
-def test_a_comparison_from_end_to_end(tmp_path):
-    result = bisam_ray.compare(
-        ["rho"],
-        QUICK,
-        {"train.epochs": 4},
-        trials=3,
-        seeds=2,
-        study="c",
-        storage=str(tmp_path),
-        also=["lets-bisam-log"],
-    )
-    arms = set(result.arms["arm"])
-    assert arms == {"sgd", "sam", "sam warm-up", "rho searched", "lets-sam", "lets-bisam-log"}
-    assert result.outcome.n == 2
-    found = json.loads(json.dumps(result.summary()))
-    assert found["winner"] in arms
-    assert result.report.exists()
-    # equal cost: nobody spends more than the search and its run, and nobody could have afforded another run
-    searched = result.outcome.of("rho searched").cost_gradients
-    for arm in result.outcome.arms:
-        assert arm.cost_gradients <= searched * 1.02
-        assert arm.restarts == 1 or arm.cost_gradients * (1 + 1 / arm.restarts) > searched * 0.9
-    again = bisam_ray.load_study("c", str(tmp_path))
-    assert again.outcome == result.outcome
-    assert len(again.trials) == 3
-    config = result.study.runs["sam-r0-s0"].begin["config"]
-    assert (config["data"]["split_seed"], config["data"]["noise_seed"]) == (100, 100)
-
-    # gone on with: another seed, nothing twice; with other data it is another comparison
-    given = {"also": ["lets-bisam-log"], "study": "c", "storage": str(tmp_path), "resume": True, "trials": 3}
-    with pytest.raises(bisam_ray.ConfigError, match=r"layers\[1\]\.data\.label_noise|data\.label_noise: 0\.4 → 0\.2"):
-        bisam_ray.compare(["rho"], {**QUICK, "data.label_noise": 0.2}, {"train.epochs": 4}, seeds=3, **given)
-    more = bisam_ray.compare(["rho"], QUICK, {"train.epochs": 4}, seeds=3, **given)
-    assert more.outcome.n == 3
-    before, after = result.study.runs, more.study.runs
-    assert {name: run.end for name, run in before.items()} == {name: after[name].end for name in before}
-    assert {run.begin["replicate"] for name, run in after.items() if name not in before} == {2}
-    client = connect(tracking_uri(tmp_path))
-    runs = client.search_runs([client.get_experiment_by_name("c").experiment_id], max_results=1000)
-    assert Counter(run.info.status for run in runs)["RUNNING"] == 0
-    assert len(runs) == len(after) + 1

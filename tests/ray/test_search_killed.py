@@ -12,7 +12,7 @@ import pytest
 
 import bisam_ray
 from bisam_ray.study import ledger
-from bisam_ray.study.tracking import connect, tracking_uri
+from bisam_ray.study.tracking.client import connect, tracking_uri
 from bisam_ray.training import engine
 
 EPOCHS, TRIALS = 10, 8

@@ -56,7 +56,9 @@ def call(*words):
         (["search", "rho", "--dry-run", "--hours", "2"], "give --trials"),
         (["compare", "rho", "--resume"], "no compare of this configuration"),
         (["compare", "--also", "lets-sma"], "did you mean lets-sam?"),
-        (["compare", "optim.rho=0.1"], "is searched in space bisam_tanh"),
+        (["compare", "optim.rho=0.1"], "is searched in space rho"),
+        (["compare", "sam", "--arms", "fixed,serched"], "did you mean searched?"),
+        (["compare", "--seeds", "0"], "--seeds 0: must be at least 1"),
         (["report", "nothing"], "no such study"),
         (["eval", "nothing.pt"], "no such checkpoint"),
         (["eval", "exp.yaml"], "not a readable checkpoint"),
@@ -99,7 +101,7 @@ def test_print_config_shows_what_would_run_and_runs_nothing():
 def test_print_config_of_a_comparison_shows_every_arm():
     result = call("compare", "rho", "--print-config", "--json", "-q", "train.epochs=3")
     arms = json.loads(result.stdout)
-    assert list(arms) == ["sgd", "sam", "sam warm-up", "rho searched", "lets-sam"]
+    assert list(arms) == ["sgd", "sam", "sam warm-up", "sam searched", "lets-sam", "sam around", "sam replayed"]
     assert {arm["train"]["epochs"] for arm in arms.values()} == {3}
     assert not os.path.exists("runs")
 

@@ -8,7 +8,11 @@ import pytest
 
 from bisam_ray.config import resolve
 from bisam_ray.study import compare
+from bisam_ray.study.arms import arms_of
 from bisam_ray.study.ledger import Ledger, read
+from bisam_ray.study.outcome import summarize
+from bisam_ray.study.plan import configurations
+from bisam_ray.study.statistics import Estimate
 
 
 def record(ledger, arm, replicate, restart, val, test, outcome="completed", method="sam", policy="fixed"):
@@ -44,7 +48,7 @@ def test_the_run_that_is_best_on_val_is_kept_and_its_test_is_reported(tmp_path):
             record(ledger, "sam", replicate, 0, val=0.5, test=tests[0])
             record(ledger, "sam", replicate, 1, val=0.6, test=tests[1])
             record(ledger, "sgd", replicate, 0, val=0.4, test=0.95, method="sgd", policy="none")
-    summary = compare.summarize(read(tmp_path))
+    summary = summarize(read(tmp_path))
     sam, sgd = summary.of("sam"), summary.of("sgd")
     assert sam.test == [0.8, 0.9, 0.85]
     assert sam.single_accuracy == pytest.approx(fmean([0.7, 0.72, 0.71]))
@@ -66,7 +70,7 @@ def test_the_best_of_many_is_judged_by_the_half_of_val_that_did_not_choose_it(tm
         with Ledger(tmp_path / str(study)) as ledger:
             for restart in range(20):
                 record(ledger, "lucky", 0, restart, val=(chance.gauss(0.5, 0.03), chance.gauss(0.5, 0.03)), test=0.5)
-        gains.append(compare.summarize(read(tmp_path / str(study))).of("lucky").val_accuracy - 0.5)
+        gains.append(summarize(read(tmp_path / str(study))).of("lucky").val_accuracy - 0.5)
     assert abs(fmean(gains)) < 0.01  # the plain maximum would show +0.04
 
 
@@ -75,7 +79,7 @@ def test_replicates_that_lack_an_arm_are_left_out_and_told(tmp_path):
         for replicate in range(3):
             record(ledger, "sam", replicate, 0, 0.5, 0.8)
             record(ledger, "sgd", replicate, 0, 0.4, 0.7, outcome="failed" if replicate == 1 else "completed")
-    summary = compare.summarize(read(tmp_path))
+    summary = summarize(read(tmp_path))
     assert summary.n == 2
     assert any("1 replicates lack" in note for note in summary.notes)
     assert any("did not finish (failed)" in note for note in summary.notes)
@@ -84,21 +88,21 @@ def test_replicates_that_lack_an_arm_are_left_out_and_told(tmp_path):
 def test_nothing_finished_is_no_summary(tmp_path):
     with Ledger(tmp_path) as ledger:
         record(ledger, "sam", 0, 0, 0.5, 0.8, outcome="diverged")
-    assert compare.summarize(read(tmp_path)) is None
+    assert summarize(read(tmp_path)) is None
 
 
 def test_intervals_hold_what_they_promise():
     chance = random.Random(1)
     covered = 0
     for _ in range(2000):
-        low, high = compare.interval([chance.gauss(0, 1) for _ in range(5)])
-        covered += low <= 0 <= high
+        found = Estimate.of([chance.gauss(0, 1) for _ in range(5)])
+        covered += found.low <= 0 <= found.high
     assert 0.935 < covered / 2000 < 0.965
 
 
 def test_replicates_are_paired_across_arms_and_fresh():
-    arms = compare.arms_of([], also=["sam", "lets-sam"])
-    base = compare.plan(arms, {}, {})
+    arms = arms_of([], also=["sam", "lets-sam"])
+    base = configurations(arms, {}, {})
     made = [compare.replicated(arm, base[arm.name], ({}, arm.layer, {}, {}), 2, 1) for arm in arms]
     assert {(c.seed, c.data.split_seed, c.data.noise_seed) for c in made} == {(1102, 102, 102)}
     assert made[2].optim.rho == 0.4  # the second of ρ₀ = .2, .4, .8

@@ -25,8 +25,8 @@ ALLOWED = {
     },
     "ray.train": {"training/trainer.py"},
     "ray.tune": {"study/tuning.py", "study/stopping.py"},
-    "mlflow": {"study/tracking.py"},
-    "optuna": {"study/sampler.py"},
+    "mlflow": {f"study/tracking/{name}.py" for name in ("client", "pending", "export")},
+    "optuna": {"study/sampler.py", "study/importance.py"},
 }
 
 

@@ -42,7 +42,7 @@ def test_a_killed_run_is_resumed_bitwise_and_once(tmp_path, monkeypatch):
     (directory,) = storage.studies(killed)
     assert directory == resumed.directory
 
-    from bisam_ray.study.tracking import connect, tracking_uri
+    from bisam_ray.study.tracking.client import connect, tracking_uri
 
     client = connect(tracking_uri(killed))
     experiment = client.get_experiment_by_name("bisam-ray")
@@ -75,7 +75,7 @@ def test_a_resumed_run_tells_the_epochs_of_its_checkpoint_once_more(tmp_path):
 
 MAKING = """
 import os, sys, threading, time
-from bisam_ray.study.tracking import connect
+from bisam_ray.study.tracking.client import connect
 
 def kill():
     while not any(f.endswith(".db") or "/.mlflow-" in f"{d}/{f}" for d, _, fs in os.walk(sys.argv[1]) for f in fs):
@@ -90,7 +90,7 @@ time.sleep(60)
 
 
 def test_a_kill_while_mlflow_makes_its_tables_leaves_a_store_that_works(tmp_path):
-    from bisam_ray.study.tracking import connect
+    from bisam_ray.study.tracking.client import connect
 
     store = tmp_path / "store"
     store.mkdir()

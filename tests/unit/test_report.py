@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import gzip
+import json
 import math
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 
-from bisam_ray.config import Config, load, resolve
+from bisam_ray.config import load, resolve
+from bisam_ray.study.contrasts import Contrast
 from bisam_ray.study.ledger import Ledger, Study, read
-from bisam_ray.study.report import render, table
+from bisam_ray.study.outcome import ArmResult, Summary, summarize
+from bisam_ray.study.report.canvas import COLOURS, OTHERS, Figure, axis, save, still
+from bisam_ray.study.report.canvas import rows as points
+from bisam_ray.study.report.page import render, table
+from bisam_ray.study.report.stills import picture
 from bisam_ray.study.selection import winner
 from bisam_ray.study.series import anytime, learned_paths, searched, spending
+from bisam_ray.study.wording import percent
 
-EPOCHS = 6
-STEP = 1000.0
-INJECTED = "<script>alert('x')</script>"
+from .synthetic import EPOCHS, FAMILIES, INJECTED, STEP, begin, run, write_big, write_search, write_small, write_whole
+
 VOID = {"meta", "br", "link", "img", "hr", "input"}
+HOSTILE = "x</script><b>&'\u2028"
 
 
 class Page(HTMLParser):
@@ -40,6 +47,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.ids: list[str] = []
         self.pointers: list[str] = []
+        self.scripts: list[str] = []
         self.text = ""
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
@@ -64,114 +72,35 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif self.open and self.open[-1] != "style":
             self.text += data
 
 
-def run(
-    ledger: Ledger,
-    name: str,
-    config: Config,
-    *,
-    phase: str,
-    policy: str,
-    arm: str,
-    accuracies: Iterable[float | None],
-    outcome: str = "completed",
-    error: str | None = None,
-    rhos: Iterable[float] = (),
-    **more: Any,
-) -> None:
-    """One run of the ledger, as a driver writes it."""
-    ledger.write(
-        "begin",
-        run=name,
-        arm=arm,
-        phase=phase,
-        method=config.method,
-        radius_policy=policy,
-        seed=config.seed,
-        digest=config.digest(),
-        dataset="digits",
-        config=config.model_dump(exclude_none=True),
-        **{"replicate": None, "restart": None, "suggested": None, **more},
-    )
-    radii = list(rhos)
-    epoch = 0
-    for epoch, value in enumerate(accuracies, 1):
-        metrics = {"train/loss": 1.0, "cost/gradients": epoch * STEP, "cost/seconds": 0.5 * epoch}
-        metrics |= {} if value is None else {"val/accuracy": value}
-        metrics |= {"sam/rho": radii[epoch - 1]} if radii else {}
-        ledger.write("epoch", run=name, epoch=epoch, metrics=metrics)
-    if outcome == "running":
-        return
-    final = {"final/val_accuracy": value, "final/test_accuracy": 0.9} if outcome == "completed" else {}
-    ledger.write("end", run=name, outcome=outcome, epoch=epoch, metrics=final, error=error, checkpoint=None)
+@pytest.fixture
+def pictures() -> None:
+    """Asked for by the tests that look at pictures; drawing them takes a second or more per report."""
 
 
-def rising(best: float, epochs: int = EPOCHS) -> list[float]:
-    return [best * epoch / epochs for epoch in range(1, epochs + 1)]
-
-
-def begin(ledger: Ledger, kind: str) -> None:
-    ledger.write(
-        "study",
-        study="synthetic",
-        kind=kind,
-        config=resolve({"method": "bisam-tanh"}).model_dump(exclude_none=True),
-        space=[{"name": "bisam_tanh", "search": {"optim.rho": {"log": [0.02, 2]}}}],
-        protocol={"trials": 6, "replicates": 2, "text": "1. Search.\n2. Compare."},
-        versions={"torch": "2.9.1"},
-        hardware="2 CPUs, x86_64",
-    )
-
-
-def write_search(ledger: Ledger, arm: str = "bisam_tanh searched") -> None:
-    """Six trials: two completed, and one of each other kind."""
-    trials: list[tuple[float, list[float | None], str, str | None]] = [
-        (0.05, [*rising(0.5)], "completed", None),
-        (0.12, [*rising(0.62)], "completed", None),
-        (0.9, [*rising(0.2, 2)], "pruned", None),
-        (1.5, [None], "diverged", "the training loss became nan in epoch 2"),
-        (0.3, [], "failed", f"Traceback (most recent call last):\n  line\nValueError: {INJECTED}"),
-        (0.4, [math.nan, 0.1], "killed", None),
-    ]
-    for number, (rho, accuracies, outcome, error) in enumerate(trials):
-        suggested = {"optim.rho": rho, "optim.mu": 10.0 if number else 3.25}
-        config = resolve({"method": "bisam-tanh"}, suggested)
-        shared = {"phase": "search", "policy": "searched", "arm": arm, "suggested": suggested, "error": error}
-        run(ledger, f"trial-{number}", config, accuracies=accuracies, outcome=outcome, **shared)
-
-
-def write_finals(ledger: Ledger) -> None:
-    for replicate in range(2):
-        for restart in range(2):
-            config = resolve({"method": "lets-bisam-tanh", "seed": 100 + replicate, "train.epochs": EPOCHS})
-            config = resolve(config.model_dump(exclude_none=True), {"optim.rho": 0.05 * (restart + 1)})
-            name = f"lets-r{replicate}-s{restart}"
-            shared = {"phase": "final", "policy": "learned", "arm": "lets-bisam-tanh"}
-            where = {"replicate": replicate, "restart": restart}
-            rhos = [0.1 * (1 + replicate)] * EPOCHS
-            run(ledger, name, config, accuracies=rising(0.6 + 0.02 * restart), rhos=rhos, **shared, **where)
-        config = resolve({"method": "sgd", "seed": 100 + replicate})
-        where = {"phase": "final", "policy": "none", "arm": "sgd <b>&", "replicate": replicate, "restart": 0}
-        run(ledger, f"sgd-r{replicate}", config, accuracies=rising(0.4), **where)
+@pytest.fixture(autouse=True)
+def without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "pictures" not in request.fixturenames:
+        blank = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1" width="1" height="1"/>'
+        monkeypatch.setattr("bisam_ray.study.report.canvas.picture", lambda spec: blank)
+        monkeypatch.setattr("vl_convert.svg_to_png", lambda svg, scale: b"")
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    with Ledger(tmp_path / "synthetic") as ledger:
-        begin(ledger, "compare")
-        write_search(ledger)
-        write_finals(ledger)
-        ledger.write("finish", outcome="completed")
-    return read(tmp_path / "synthetic")
+    return write_small(tmp_path / "synthetic")
 
 
-def arm(name: str, policy: str, accuracy: float, **more: Any) -> SimpleNamespace:
-    base = SimpleNamespace(
+def arm(name: str, policy: str, accuracy: float, **more: Any) -> ArmResult:
+    base = ArmResult(
         arm=name,
         method=name,
+        family="sgd" if policy == "none" else "bisam-tanh",
         radius_policy=policy,
         how=f"how {name} came about",
         n=2,
@@ -187,20 +116,30 @@ def arm(name: str, policy: str, accuracy: float, **more: Any) -> SimpleNamespace
         cost_seconds=61.4,
         rho_final=0.213,
         difference=(0.0123, -0.0052, 0.0291),
+        kept=[],
         config=resolve({"method": "lets-bisam-tanh", "seed": 100}).model_dump(),
     )
-    base.__dict__.update(more)
-    return base
+    return replace(base, **more)
 
 
-def result(**more: Any) -> Any:
+def contrast(first: str, second: str, shown: bool, **more: Any) -> Contrast:
+    mean = 0.0123 if shown else 0.001
+    numbers = {"mean": mean, "low": mean - 0.006, "high": mean + 0.006, "effect": 0.81, "spread": 0.01}
+    numbers |= {"p": 0.002 if shown else 0.4, "p_holm": 0.004 if shown else 0.4, "n": 2}
+    base = {"question": "Search or learn?", "first": first, "second": second, "family": "bisam-tanh", "shown": shown}
+    return Contrast(**{**base, **numbers, "told": f"{first} against {second}", **more})
+
+
+def result(**more: Any) -> Summary:
     arms = [
         arm("bisam_tanh searched", "searched", 0.9321, restarts=1),
         arm("sgd <b>&", "none", 0.7811, rho_final=math.nan),
         arm("lets-bisam-tanh", "learned", 0.9551, difference=None),
     ]
+    made = [contrast("lets-bisam-tanh", "sgd <b>&", True), contrast("lets-bisam-tanh", "bisam_tanh searched", False)]
     common = {"arms": arms, "winner": "lets-bisam-tanh", "verdict": "Learning <wins> by 2 points.", "n": 2}
-    return SimpleNamespace(**{**common, "indicative": True, "budget": 12_500.0, "notes": ["Few seeds."], **more})
+    common |= {"notes": ["Replicates differ."], "contrasts": made, "power": "Two points would be shown in 80 %."}
+    return Summary(**{**common, "indicative": True, "budget": 12_500.0, **more})
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -208,45 +147,85 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_page_stands_alone_and_says_it(study: Study) -> None:
+def specs(page: Page) -> dict[str, list[dict[str, Any]]]:
+    """What the page's script draws, by figure."""
+    return json.loads(gzip.decompress(base64.b64decode(page.scripts[1])))["figures"]
+
+
+def test_page_stands_alone_and_says_it(study: Study, pictures: None) -> None:
     path = render(study, result())
     page = Page(path)
     assert path == study.directory / "report.html"
-    assert path.stat().st_size < 1_000_000
-    assert "script" not in page.tags
-    assert not re.search(r"https?://|//cdn|url\((?!#)|@import", page.source)
-    local = [p for p in page.pointers if not p.startswith("#")]
+    assert path.stat().st_size < 700_000
+    assert len(page.scripts) == 3
+    assert "default-src 'none'" in page.source
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|//cdn|url\((?!#)|@import", page.source)
+    local = [p for p in page.pointers if not p.startswith(("#", "data:"))]
     assert local
     assert all((study.directory / p).is_file() for p in local)
     assert len(page.ids) == len(set(page.ids))
     assert {p[1:] for p in page.pointers if p.startswith("#")} <= set(page.ids)
-    for expected in ("Learning <wins> by 2 points.", "indicative", "95.5 % [93.4, 97.6]", "Few seeds.", "61"):
+    for expected in ("Learning <wins> by 2 points.", "indicative", "95.5 % [93.4, 97.6]", "Replicates differ.", "61"):
         assert expected in page.text
     assert "+1.2[−0.5, +2.9]" in page.text
     assert page.text.index("lets-bisam-tanh · winner") < page.text.index("how bisam_tanh searched came about")
+    assert page.text.index("Too few seeds: with 2 replicates") < page.text.index("The arms")
     assert "partial" not in page.text
 
 
-def test_everything_is_escaped(study: Study) -> None:
+def test_what_is_shown(study: Study) -> None:
     page = Page(render(study, result()))
+    assert "lets-bisam-tanh − sgd <b>&+1.2 [+0.6, +1.8].002.004+0.81lets-bisam-tanh is better" in page.text
+    assert "lets-bisam-tanh − bisam_tanh searched+0.1 [−0.5, +0.7].400.400+0.81no difference shown" in page.text
+    assert page.text.count("Search or learn?") == 1
+    assert "Two points would be shown in 80 %." in page.text
+    assert "bisam_tanh searched is better" in Page(render(study, worse())).text
+
+
+def worse() -> Summary:
+    return result(contrasts=[contrast("lets-bisam-tanh", "bisam_tanh searched", True, mean=-0.02)])
+
+
+def test_everything_is_escaped(study: Study, pictures: None) -> None:
+    hostile = result()
+    hostile = replace(hostile, arms=[*hostile.arms, arm(HOSTILE, "fixed", 0.9, how=HOSTILE)])
+    hostile = replace(hostile, contrasts=[contrast(HOSTILE, "lets-bisam-tanh", True, question=HOSTILE)])
+    page = Page(render(study, hostile))
     assert f"ValueError: {INJECTED}" in page.text  # the last line of the traceback, as text
     assert "Traceback" not in page.text
     assert "sgd <b>&" in page.text
     assert "b" not in page.tags
+    assert len(page.scripts) == 3
     assert page.text.count("became nan") == 1
+    shown = HOSTILE.replace("\u2028", "")
+    assert shown in json.dumps(specs(page)["accuracy"], ensure_ascii=False)
+    for name in ("accuracy", "differences"):
+        assert shown in "".join(ElementTree.parse(study.directory / "figures" / f"{name}.svg").getroot().itertext())
 
 
-def test_figures_and_their_numbers(study: Study) -> None:
-    render(study, result())
+def test_figures_and_their_numbers(study: Study, pictures: None) -> None:
+    page = Page(render(study, result()))
     figures = study.directory / "figures"
-    for name in ("accuracy", "cost", "radius"):
+    names = ["accuracy", "differences", "cost", "radius"]
+    assert [name for name in specs(page) if name in names] == names
+    for name, panels in specs(page).items():
         svg = ElementTree.parse(figures / f"{name}.svg").getroot()
         assert svg.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "currentColor" not in (figures / f"{name}.svg").read_text(encoding="utf-8")
         assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    titles = [e.text or "" for e in ElementTree.parse(figures / "radius.svg").iter() if e.tag.endswith("title")]
-    assert "trial-1, the choice: ρ 0.12, val 62.0 %" in titles
+        assert rows(figures / f"{name}.csv")
+        assert page.source.count(f'data-figure="{name}"') == len(panels)  # without the script, a picture for each
+    stills = re.findall(r'class="panel"[^>]*><(\w+)', page.source)
+    assert len(stills) == sum(map(len, specs(page).values()))
+    assert set(stills) <= {"svg", "img"}
+    assert "trial-1" in json.dumps(specs(page)["radius"])
     accuracy = rows(figures / "accuracy.csv")
     assert [float(r["test_accuracy"]) for r in accuracy if r["arm"] == "sgd <b>&"] == pytest.approx([0.7711, 0.7911])
+    differences = rows(figures / "differences.csv")
+    assert [(r["second"], float(r["difference"]), r["shown"]) for r in differences] == [
+        ("sgd <b>&", 0.0123, "True"),
+        ("bisam_tanh searched", 0.001, "False"),
+    ]
     arms = rows(figures / "arms.csv")
     assert [r["arm"] for r in arms] == ["lets-bisam-tanh", "bisam_tanh searched", "sgd <b>&"]
     assert float(arms[1]["winner_ahead_by"]) == 0.0123
@@ -264,6 +243,61 @@ def test_figures_and_their_numbers(study: Study) -> None:
     assert (float(cost[-1]["spent_gradients"]), float(cost[-1]["best_val_accuracy_so_far"])) == (12_000, 0.62)
     radius = rows(figures / "radius.csv")
     assert {r["kind"] for r in radius} == {"learned", "searched"}
+    assert {r["rho_median"] for r in radius if r["kind"] == "learned"} == {"0.15000000000000002"}
+
+
+def test_an_arm_that_is_switched_off_is_gone(study: Study, pictures: None) -> None:
+    page = Page(render(study, result()))
+    for name in ("accuracy", "differences", "cost", "radius"):
+        for panel in specs(page)[name]:
+            off = {**panel, "params": [{"name": "off", "value": ["lets-bisam-tanh"]}, {"name": "lit", "value": None}]}
+            assert "lets-bisam-tanh" in picture(still(panel))
+            assert "lets-bisam-tanh" not in picture(still(off))
+
+
+def test_colours_can_be_seen_on_both_pages() -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    for colour in (*COLOURS.values(), *OTHERS):
+        for page in ("#ffffff", "#14171a"):
+            low, high = sorted((luminance(colour), luminance(page)))
+            assert (high + 0.05) / (low + 0.05) >= 3, (colour, page)
+
+
+def test_twenty_five_arms(tmp_path: Path) -> None:
+    study = write_whole(tmp_path / "s")
+    summary = summarize(study)
+    assert summary is not None
+    assert len(summary.arms) == 25
+    page = Page(render(study, summary))
+    for family in FAMILIES:
+        assert f"{family}{percent(summary.of(family).test_accuracy)}[" in page.text
+    assert "All 25 arms" in page.text
+    assert page.source.count('type="checkbox"') == 25
+    assert len(specs(page)["cost"]) == len(specs(page)["radius"]) == len(FAMILIES)
+    for name, panel in zip(FAMILIES, specs(page)["cost"], strict=True):
+        assert panel["title"] == name
+        arms = panel["layer"][0]["encoding"]["color"]["scale"]["domain"]
+        assert len(arms) == 7
+        assert "sgd" in arms  # what the others are held against
+
+
+@pytest.mark.slow
+def test_size_of_the_page(tmp_path: Path, pictures: None) -> None:
+    study = write_whole(tmp_path / "s", replicates=10, trials=20)
+    path = render(study, summarize(study))
+    assert path.stat().st_size < 3_000_000
+
+
+def test_a_heavy_still_picture_is_an_image(tmp_path: Path, pictures: None) -> None:
+    many = [{"arm": "a", "x": i / 7, "y": math.sin(i)} for i in range(2_000)]
+    both = {"x": axis("x", None), "y": axis("y", None)}
+    panel = {"layer": [{"data": points(many), "mark": {"type": "point"}, "encoding": both}]}
+    drawing = save(Figure("many", "Many", "", "", [panel], ("x",), [(1,)]), tmp_path)
+    assert drawing.stills[0].startswith('<img alt="" src="data:image/jpeg;base64,')
 
 
 def test_series(study: Study) -> None:
@@ -304,15 +338,15 @@ def test_winner_can_be_trained(study: Study) -> None:
     assert not path.exists()  # nobody has won
 
 
-def test_missing_numbers(study: Study) -> None:
+def test_missing_numbers(study: Study, pictures: None) -> None:
     nothing = (math.nan, math.nan)
-    some = result()
-    some.arms = [
-        SimpleNamespace(**{**a.__dict__, "ci95": nothing, "single_ci95": nothing, "n": 1, "test": [a.test_accuracy]})
-        for a in some.arms
-    ]
-    some.arms[0].difference = (0.01, math.nan, math.nan)
-    some.arms[1].__dict__.update(test_accuracy=math.nan, test=[math.nan], val_accuracy=math.nan, cost_seconds=math.nan)
+    first, second, third = (
+        replace(a, ci95=nothing, single_ci95=nothing, n=1, test=[a.test_accuracy]) for a in result().arms
+    )
+    first = replace(first, difference=(0.01, math.nan, math.nan))
+    second = replace(second, test_accuracy=math.nan, test=[math.nan], val_accuracy=math.nan, cost_seconds=math.nan)
+    lost = dict.fromkeys(("low", "high", "effect", "p", "p_holm"), math.nan)
+    some = result(arms=[first, second, third], contrasts=[contrast("lets-bisam-tanh", "sgd <b>&", False, **lost)])
     page = Page(render(study, some))
     assert "nan" not in page.text.replace("became nan", "")
     assert "95.5 %" in page.text
@@ -330,43 +364,6 @@ def test_search_alone(tmp_path: Path) -> None:
     assert "62.0 % on validation with rho 0.12, mu 10." in page.text
     assert resolve(load(tmp_path / "s" / "winner.yaml")).optim.rho == 0.12
     assert not (tmp_path / "s" / "figures" / "accuracy.svg").exists()
-
-
-SETTINGS = {"scheduler": "asha", "grace": 2, "rungs": [2], "controls": 2, "confirm": 2, "objectives": ["accuracy"]}
-
-
-def write_big(directory: Path, trials: int, objectives: tuple[str, ...] = ("accuracy",), again: bool = True) -> Study:
-    """Half of the trials are stopped at epoch 2, every tenth is a control; the two best are run again."""
-    arm, settings = "bisam_tanh searched", {**SETTINGS, "objectives": list(objectives)}
-    with Ledger(directory) as ledger:
-        begin(ledger, "search")
-        space = [{"name": "bisam_tanh", "fix": {"method": "bisam-tanh"}, "search": {"optim.rho": {"log": [0.02, 2]}}}]
-        protocol = {"trials": trials, "settings": settings, "val_examples": 300}
-        ledger.write("study", study="big", kind="search", space=space, protocol=protocol)
-        shared = {"phase": "search", "policy": "searched", "arm": arm}
-        for i in range(trials):
-            rho, pruned, control = 0.02 + 1.98 * i / trials, i % 2 == 1, i % 10 == 0
-            config = resolve({"method": "bisam-tanh", "train.epochs": EPOCHS}, {"optim.rho": rho})
-            values = rising(0.5 + 0.4 * ((7 * i) % trials) / trials, 2 if pruned else EPOCHS)
-            more = {"suggested": {"optim.rho": rho}, "number": i, "control": control}
-            run(
-                ledger,
-                f"t{i}",
-                config,
-                accuracies=values,
-                outcome="pruned" if pruned else "completed",
-                **shared,
-                **more,
-            )
-        best = sorted(range(0, trials, 2), key=lambda i: -((7 * i) % trials))[:2] if again else []
-        for replicate in range(3):
-            for place, i in enumerate(best):
-                value = 0.8 + 0.02 * place + 0.01 * replicate  # the second one is better than it had looked
-                where = {**shared, "phase": "final", "trial": f"t{i}", "replicate": replicate}
-                config = resolve({"method": "bisam-tanh", "seed": 100 + replicate})
-                run(ledger, f"t{i}-r{replicate}", config, accuracies=rising(value), **where)
-        ledger.write("finish", outcome="completed")
-    return read(directory)
 
 
 def test_a_confirmed_search(tmp_path: Path) -> None:
@@ -388,8 +385,9 @@ def test_a_confirmed_search(tmp_path: Path) -> None:
     assert sum(row["control"] == "True" for row in table) == 4
     assert float(table[0]["val_accuracy_early"]) == pytest.approx(float(table[0]["val_accuracy_final"]) / 3)
     assert not (study.directory / "figures" / "pareto.svg").exists()
-    titles = [e.text or "" for e in ElementTree.parse(study.directory / "figures" / "rungs.svg").iter()]
-    assert sum(" at epoch 2, " in title for title in titles) == 20
+    shown = [row for layer in specs(page)["rungs"][0]["layer"] for row in layer["data"]["values"]]
+    assert len(shown) == 20
+    assert sum(row["best"] for row in shown) == 1
 
 
 def test_two_objectives(tmp_path: Path) -> None:
@@ -456,7 +454,18 @@ def test_table_fits_a_terminal() -> None:
 
 
 def test_importing_it_is_cheap() -> None:
-    heavy = {"torch", "ray", "mlflow", "optuna", "matplotlib", "jinja2"}
-    code = f"import sys, bisam_ray.study.report; print({heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    heavy = {"torch", "ray", "mlflow", "optuna", "matplotlib", "jinja2", "vl_convert"}
+    assert imported(heavy, "import bisam_ray.study.report.page") == set()
+
+
+def test_it_needs_neither_ray_nor_mlflow_nor_torch(study: Study) -> None:
+    heavy = {"torch", "ray", "mlflow", "optuna", "matplotlib"}
+    where = f"Path({str(study.directory)!r})"
+    reports = "from bisam_ray.study.ledger import read; from bisam_ray.study.report.page import render"
+    assert imported(heavy, f"from pathlib import Path; {reports}; render(read({where}), None)") == set()
+
+
+def imported(names: set[str], code: str) -> set[str]:
+    """Which of these libraries the code imports, in a new process."""
+    told = f"import sys; {code}; print(*sorted({names} & set(sys.modules)))"
+    return set(subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout.split())

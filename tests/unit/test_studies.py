@@ -12,7 +12,7 @@ from bisam_ray.study import housekeeping, ledger
 from bisam_ray.study.request import Request, differences
 from bisam_ray.study.session import session
 from bisam_ray.study.spaces import read
-from bisam_ray.study.tracking import connect, tracking_uri
+from bisam_ray.study.tracking.client import connect, tracking_uri
 from bisam_ray.training.launch import Epoch
 
 

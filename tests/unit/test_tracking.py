@@ -19,9 +19,11 @@ from typing import Any
 
 import pytest
 
-from bisam_ray.study import tracking
 from bisam_ray.study.ledger import FILE, Ledger
-from bisam_ray.study.tracking import Mirror, connect, tracking_uri
+from bisam_ray.study.tracking import mirror as tracking
+from bisam_ray.study.tracking.client import connect, tracking_uri
+from bisam_ray.study.tracking.mirror import Mirror
+from bisam_ray.study.tracking.views import PREFIX, inflated, tags, views
 
 PATIENCE = 30.0  # seconds for what should take a fraction of one
 
@@ -154,14 +156,15 @@ def test_importing_is_light_and_a_first_use_silent(tmp_path: Path) -> None:
     """A process of its own, because MLflow is imported, and its loggers are set up, only once."""
     script = """
         import pathlib, sys
-        from bisam_ray.study import tracking
         from bisam_ray.study.ledger import Ledger
+        from bisam_ray.study.tracking.client import tracking_uri
+        from bisam_ray.study.tracking.mirror import Mirror
         assert not {"mlflow", "ray", "optuna", "torch"} & set(sys.modules)
         storage = pathlib.Path(sys.argv[1])
         with Ledger(storage / "s") as ledger:
             ledger.write("study", study="s", kind="search")
             ledger.write("finish", outcome="completed")
-        with tracking.Mirror(storage / "s", tracking.tracking_uri(storage)) as mirror:
+        with Mirror(storage / "s", tracking_uri(storage)) as mirror:
             sys.exit(not mirror.drain(60))
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
@@ -282,10 +285,10 @@ def test_one_batch_per_run_and_look(study: Study, calls: Counter[str]) -> None:
     study.mirror()
     ids = {name: run.info.run_id for name, run in study.runs().items()}
     assert [calls[ids[run]] for run in "abc"] == [1, 1, 1]
-    assert calls["log_batch"] == 3
+    assert calls["log_batch"] == 4  # and the parent's description
     assert calls["create_run"] == 4
     study.mirror()
-    assert calls["log_batch"] == 3
+    assert calls["log_batch"] == 4  # and the parent's description
 
 
 def test_batches_over_the_limits_of_mlflow(study: Study) -> None:
@@ -617,3 +620,120 @@ def test_a_closed_mirror_does_not_wait_again(study: Study) -> None:
         study.whole("a")
         started = time.monotonic()
     assert time.monotonic() - started < 1.0
+
+
+def described(study: Study, name: str) -> Any:
+    return study.client.get_experiment_by_name(name).tags
+
+
+def test_a_measured_flatness_is_a_metric_at_the_last_epoch(study: Study) -> None:
+    values = {"eigenvalue": 41.5, "residual": 1e-3, "examples": 512, "split": "train", "landscape": None}
+    for mirrored_before in (False, True):  # what this mirror told, and what an earlier one did
+        run = f"run-{mirrored_before}"
+        study.begin(run)
+        study.epoch(run, 3, **{"cost/gradients": 10.0})
+        study.end(run, epoch=3)
+        if mirrored_before:
+            study.mirror()
+        study.ledger.write("measure", run=run, what="flatness", values=values)
+        study.mirror()
+        assert study.history(run, "flatness/eigenvalue") == [(3, 41.5)]
+        assert "flatness/examples" not in study.runs()[run].data.metrics
+
+
+def test_the_family_of_a_method(study: Study) -> None:
+    for run, method in (("a", "lets-bisam-tanh"), ("b", "bisam-tanh")):
+        study.begin(run, method=method)
+    study.mirror()
+    assert {run.data.tags["family"] for name, run in study.runs().items() if name != "digits"} == {"bisam-tanh"}
+
+
+def test_the_summary_describes_the_parent_and_the_experiment(make: Make) -> None:
+    study = make("digits", "compare")
+    for run in ("a-r0-s0", "a-r0-s1"):
+        study.whole(run)
+    table = "".join(f"| arm {number} | 95.1 % |\n" for number in range(400))
+    (study.directory / "summary.md").write_text(f"At equal cost a wins.\n\n| arm | test |\n|---|---|\n{table}")
+    fields = {"metrics": {"final/test_accuracy": 0.951}, "tags": {"winner": "a", "verdict": "At equal cost a wins."}}
+    study.ledger.write("artifact", kind="summary", path="summary.md", run=None, **fields, kept=["a-r0-s1"])
+    study.mirror()
+    parent, experiment = study.runs()["digits"], described(study, "digits")
+    assert parent.data.metrics == {"final/test_accuracy": 0.951}
+    assert (parent.data.tags["winner"], parent.data.tags["verdict"]) == ("a", "At equal cost a wins.")
+    assert "final/test_accuracy" not in parent.data.params
+    assert study.client.list_artifacts(parent.info.run_id, "summary")[0].path == "summary/summary.md"
+    for text, limit in ((parent.data.tags["mlflow.note.content"], 8000), (experiment["mlflow.note.content"], 5000)):
+        first, _, rest = text.partition("\n\n")
+        assert first.startswith("Views: [comparison](#/experiments/")
+        assert first.endswith(") — At equal cost a wins.")
+        assert rest.startswith("| arm | test |\n")
+        assert limit - 200 < len(text) <= limit
+        assert text.endswith("… (the whole: summary/ among the artifacts)")
+        assert all(line.endswith("|") for line in rest.splitlines()[:-1])  # no row is cut in two
+    kept = {name: run.data.tags.get("kept") for name, run in study.runs().items() if name != "bisam"}
+    assert kept == {"digits": None, "a-r0-s0": None, "a-r0-s1": "yes"}
+
+    study.header()  # a resumed study shows what it came to until it is known anew
+    study.mirror()
+    assert "a wins" in study.runs()["digits"].data.tags["mlflow.note.content"]
+    (study.directory / "summary.md").write_text("At equal cost b wins.")
+    study.ledger.write("artifact", kind="summary", path="summary.md", run=None, kept=["a-r0-s0"])
+    study.mirror()
+    assert "b wins" in described(study, "digits")["mlflow.note.content"]
+    kept = {name: run.data.tags.get("kept") for name, run in study.runs().items() if name != "bisam"}
+    assert kept == {"digits": None, "a-r0-s0": "yes", "a-r0-s1": "no"}
+
+
+def test_ready_views_are_tags_of_the_experiment(make: Make) -> None:
+    study = make("digits", "compare")
+    study.begin("a", arm="lets-sam")
+    study.mirror()
+    found = {key.removeprefix(PREFIX): value for key, value in described(study, "digits").items() if PREFIX in key}
+    assert set(found) == {"comparison", "radius"}  # nothing was searched
+    assert inflated(found["comparison"])["searchFilter"] == "tags.phase = 'final'"
+
+    (study.directory / "summary.md").write_text("x")
+    study.ledger.write("artifact", kind="summary", path="summary.md", run=None, kept=["a"])
+    study.ledger.write("finish", outcome="completed")
+    study.mirror()
+    tags = described(study, "digits")
+    assert json.loads(tags[f"{PREFIX}comparison"])["name"] == "comparison"
+    state = inflated(tags[f"{PREFIX}comparison"])
+    assert state["searchFilter"] == "tags.phase = 'arm'"
+    assert "groupBy" not in state
+    state = inflated(tags[f"{PREFIX}radius"])
+    assert state["searchFilter"] == "tags.kept = 'yes'"
+    assert state["groupsExpanded"] == {"tag.arm.lets-sam": False}
+
+
+def test_every_arm_has_a_run_with_its_means(make: Make) -> None:
+    """MLflow's page takes means over the 100 runs that it loads: of more, they would be of the best."""
+    study = make("digits", "compare")
+    for run, rho in (("a-r0", 0.1), ("a-r1", 0.3), ("a-r1-s1", 9.0)):
+        study.begin(run, arm="a", method="lets-sam")
+        study.epoch(run, 1, **{"sam/rho": rho})
+        final = {"final/test_accuracy": rho, "final/val_accuracy": 0.5}
+        study.ledger.write("end", run=run, outcome="completed", epoch=1, metrics=final, error=None, checkpoint=None)
+    (study.directory / "summary.md").write_text("x")
+    for _ in range(2):  # told twice, as by a study that is gone on with
+        study.ledger.write("artifact", kind="summary", path="summary.md", run=None, kept=["a-r0", "a-r1"])
+        study.mirror()
+    arm = study.runs()["a"]
+    found = arm.data.metrics
+    assert found["final/test_accuracy"] == found["sam/rho"] == pytest.approx(0.2)
+    half = 12.706 * 0.1 * 2**0.5 / 2**0.5  # Student's t of one degree of freedom × standard error
+    assert (found["final/test_low"], found["final/test_high"]) == pytest.approx((0.2 - half, 0.2 + half), abs=1e-3)
+    assert "best/val_accuracy" not in found  # never measured
+    assert (arm.data.tags["phase"], arm.data.tags["family"], arm.data.tags["outcome"]) == ("arm", "sam", "completed")
+    assert arm.data.tags["mlflow.parentRunId"] == study.runs()["digits"].info.run_id
+    assert arm.info.status == "FINISHED"
+    many = views("compare", kept=250)
+    assert many["comparison"]["searchFilter"] == "tags.phase = 'arm'"
+    assert many["radius"]["searchFilter"] == "tags.kept = 'yes' and tags.replicate = '0'"
+
+
+def test_the_largest_views_fit_into_a_tag() -> None:
+    arms = [f"lets-bisam-tanh around number {number}" for number in range(60)]
+    keys = [f"optim.some_searched_key_{number}" for number in range(40)]
+    for text in tags(views("compare", [keys, keys[:1]], arms, 250), 1).values():
+        assert len(text) < 5000

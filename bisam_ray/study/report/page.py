@@ -1,7 +1,7 @@
 """The report of a study: one HTML page that needs nothing else, figures with their numbers, the winner.
 
-    report.html       a page without scripts or outside references; everything from the ledger is escaped
-    figures/          accuracy, cost, radius, rungs, pareto: each .svg .png .csv; arms.csv and trials.csv: the tables
+    report.html       a page without outside references; everything from the ledger is escaped
+    figures/          each figure as .svg .png .csv; arms.csv and trials.csv: the tables
     winner.yaml       a configuration for `bisam-ray train -c winner.yaml`
 
 All of it is a function of the ledger: it can be deleted and written again.
@@ -9,33 +9,42 @@ All of it is a function of the ledger: it can be deleted and written again.
 
 from __future__ import annotations
 
-import math
+import base64
+import gzip
+import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .canvas import Look, estimate, percent, write_csv
-from .figures import MILLION, OF_SEARCH, draw, looks
-from .ledger import Study
-from .search_report import counted, result, searched_arms, section, short_value, trial_columns, trial_tables
-from .series import number, val_accuracy
+from ..diagnosis import bordered
+from ..early import judged, leaning
+from ..ledger import Study
+from ..series import number, val_accuracy
+from ..wording import percent
+from .arm_tables import ARM_COLUMNS, Scale, arm_row, by_question, matrix, ranked, shown
+from .arm_tables import table as table
+from .canvas import MARKS, MILLION, Drawing, write_csv
+from .figures import OF_SEARCH, draw, looks
+from .search_tables import counted, result, searched_arms, section, short_value, trial_columns, trial_tables
+from .stills import STYLE
 
 if TYPE_CHECKING:
-    from .compare import ArmResult, Summary
+    from ..outcome import Summary
 
-TEMPLATE = "report.html.j2"
+TEMPLATE = "page.html.j2"
 LOST = ("failed", "diverged")
-MARKS = {  # the shapes of canvas.SHAPES, in a box of 12
-    "none": "M2 2H10V10H2Z",
-    "fixed": "M6 1.6A4.4 4.4 0 1 1 5.99 1.6Z",
-    "searched": "M6 .8 11.2 6 6 11.2 .8 6Z",
-    "learned": "M6 1.2 11 10.6H1Z",
+MANY = 8  # arms from which their table is folded
+POLICIES = {
+    "none": "no radius",
+    "fixed": "published",
+    "around": "learned, then searched around",
+    "replayed": "learned, then replayed",
 }
-POLICIES = {"none": "no radius", "fixed": "fixed", "searched": "searched", "learned": "learned"}
 
 
 def render(study: Study, summary: Summary | None) -> Path:
@@ -63,10 +72,11 @@ def render(study: Study, summary: Summary | None) -> Path:
     arms = sorted(summary.arms, key=lambda arm: -ranked(arm)) if summary else []
     write_csv(figures / "arms.csv", ARM_COLUMNS, [arm_row(arm) for arm in arms])
     write_csv(figures / "trials.csv", *trial_columns(study))
+    cells = {arm.arm: shown(arm, seen[arm.arm], summary, Scale(arms)) for arm in arms} if summary else {}
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    families = list(dict.fromkeys(look.family for look in seen.values()))
+    here = Path(__file__).parent
+    environment = Environment(loader=FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template(TEMPLATE).render(
         study=study,
         kind=kind,
@@ -74,88 +84,74 @@ def render(study: Study, summary: Summary | None) -> Path:
         verdict=title,
         partial=partial(study),
         date=when(study.header.get("time")),
-        arms=[shown(arm, seen[arm.arm], summary, Scale(arms)) for arm in arms] if summary else [],
+        cautions=cautions(study, summary),
+        arms=list(cells.values()),
+        many=len(cells) > MANY,
+        matrix=matrix(arms, cells, families),
+        contrasts=by_question(summary.contrasts) if summary else {},
         looks=seen,
+        families=families,
         policies=POLICIES,
         marks=MARKS,
-        drawings=[drawing for drawing in drawings if drawing.name not in OF_SEARCH],
+        drawings=[drawing for drawing in drawings if drawing.figure.name not in OF_SEARCH],
         search=[section(study, arm) for arm in searched_arms(study)] if kind == "search" else [],
-        search_drawings=[drawing for drawing in drawings if drawing.name in OF_SEARCH],
+        search_drawings=[drawing for drawing in drawings if drawing.figure.name in OF_SEARCH],
         trials=trial_tables(study),
         facts=facts(study, summary),
         texts=texts(study),
         failures=failures(study),
+        prunings=prunings(study),
         winner_yaml=dump(config) if config is not None else None,
         chosen_by="the winner" if summary else "the best trial",
+        style=(here / "page.css").read_text(encoding="utf-8"),
+        script=(here / "page.js").read_text(encoding="utf-8") if drawings else "",
+        library=library() if drawings else "",
+        specs=packed(specs(drawings)),
     )
     path = study.directory / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def table(summary: Summary) -> str:
-    """The comparison for a terminal: a line per arm, at most 78 columns wide."""
-    lines = [f"  {'arm':<24} {'test accuracy [95 %]':<21} {'radius':>8} {'cost / C':>9} {'seconds':>8}"]
-    for arm in sorted(summary.arms, key=lambda arm: -ranked(arm)):
-        name = arm.arm if len(arm.arm) <= 24 else f"{arm.arm[:22]}.."
-        accuracy = estimate(arm.test_accuracy, arm.ci95).replace("–", "-")
-        cells = [f"{name:<24} {accuracy:<21}", f"{rho(arm.rho_final, '-'):>8}"]
-        cells += [f"{relative(arm, summary):>9.2f}", f"{arm.cost_seconds:>8.0f}"]
-        lines.append(f"{'*' if arm.arm == summary.winner else ' '} {' '.join(cells)}")
-    budget = f"C = {summary.budget / MILLION:.2f} M gradients x examples"
-    return "\n".join([*lines, f"* wins, by validation; n = {summary.n}; {budget}"])
+@cache
+def library() -> str:
+    """Vega, Vega-Lite and vega-embed as one script, from what is installed: nothing is loaded when the page is read."""
+    import vl_convert
+
+    return packed(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
 
 
-ARM_COLUMNS = (
-    *("arm", "method", "radius_policy", "how", "n", "restarts", "rho_final"),
-    *("test_accuracy", "test_low", "test_high", "single_accuracy", "single_low", "single_high"),
-    *("best_weights_accuracy", "val_accuracy", "cost_gradients", "cost_seconds"),
-    *("winner_ahead_by", "winner_ahead_low", "winner_ahead_high"),
-)
+def packed(text: str) -> str:
+    """Text to stand in a page for its script to unpack: gzip in base64, a third of the size and nothing to escape."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
-def arm_row(arm: ArmResult) -> list[Any]:
-    """An arm in the order of ARM_COLUMNS."""
-    row = [arm.arm, arm.method, arm.radius_policy, arm.how, arm.n, arm.restarts, arm.rho_final]
-    row += [arm.test_accuracy, *arm.ci95, arm.single_accuracy, *arm.single_ci95, arm.best_weights_accuracy]
-    return [*row, arm.val_accuracy, arm.cost_gradients, arm.cost_seconds, *(arm.difference or ("", "", ""))]
+def specs(drawings: Iterable[Drawing]) -> str:
+    """What the page's script draws, as JSON."""
+    figures = {drawing.figure.name: drawing.specs for drawing in drawings}
+    return json.dumps({"style": STYLE, "figures": figures}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-class Scale:
-    """Where accuracies lie on the little bars of the table, from 3 to 97 on a width of 100."""
+def cautions(study: Study, summary: Summary | None) -> list[str]:
+    """What a reader should know before looking at any number, a sentence each."""
+    if summary:
+        few = f"Too few seeds: with {summary.n} replicate{'s' * (summary.n != 1)} a verdict is only indicative."
+        return [*([few] if summary.indicative else []), *summary.notes]
+    arms = searched_arms(study)
+    told = [(arm, said) for arm in arms for said in (leaning(study, arm).warning, bordered(study, arm)) if said]
+    return [f"{arm}: {said}" if len(arms) > 1 else said for arm, said in told]
 
-    def __init__(self, arms: Sequence[ArmResult]) -> None:
-        values = [v for arm in arms for v in (arm.test_accuracy, *arm.ci95) if math.isfinite(v)] or [0.0, 1.0]
-        self.low, self.span = min(values), max(max(values) - min(values), 1e-3)
 
-    def __call__(self, value: float) -> float:
-        return round(3 + 94 * min(1.0, max(0.0, (value - self.low) / self.span)), 1)
-
-
-def shown(arm: ArmResult, look: Look, summary: Summary, scale: Scale) -> dict[str, Any]:
-    """What the page says about an arm."""
-    ahead, *span = [points(value) for value in arm.difference or (math.nan, math.nan, math.nan)]
-    return {
-        "name": arm.arm,
-        "how": arm.how,
-        "look": look,
-        "wins": arm.arm == summary.winner,
-        "rho": rho(arm.rho_final),
-        "accuracy": percent(arm.test_accuracy),
-        "interval": interval(arm.ci95),
-        "bar": [scale(v) for v in arm.ci95] if all(map(math.isfinite, arm.ci95)) else None,
-        "dot": scale(arm.test_accuracy) if math.isfinite(arm.test_accuracy) else None,
-        "single": percent(arm.single_accuracy),
-        "single_interval": interval(arm.single_ci95),
-        "val": percent(arm.val_accuracy),
-        "best_weights": percent(arm.best_weights_accuracy),
-        "ahead": ahead,
-        "ahead_interval": f"[{', '.join(span)}]" if "–" not in span else "",
-        "relative": f"{relative(arm, summary):.2f}",
-        "millions": f"{arm.cost_gradients / MILLION:.2f}",
-        "seconds": f"{arm.cost_seconds:.0f}" if math.isfinite(arm.cost_seconds) else "–",
-        "n": arm.n,
-    }
+def prunings(study: Study) -> list[tuple[str, str]]:
+    """Of each searched arm, how many trials were stopped at which epoch."""
+    found = []
+    for arm in searched_arms(study):
+        at: dict[int, int] = defaultdict(int)
+        for run in study.of(arm=arm, phase="search", outcome="pruned"):
+            at[judged(run) or 0] += 1
+        if at:
+            found.append((arm, ", ".join(f"{n} at epoch {epoch}" for epoch, n in sorted(at.items()))))
+    return found
 
 
 def winner(study: Study, summary: Summary | None) -> tuple[Mapping[str, Any] | None, str]:
@@ -250,30 +246,6 @@ def told(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(told, value))
     return short_value(value)
-
-
-def relative(arm: ArmResult, summary: Summary) -> float:
-    """What an arm cost, in units of the budget C."""
-    return arm.cost_gradients / summary.budget if summary.budget else math.nan
-
-
-def rho(value: float, none: str = "–") -> str:
-    """A radius with three digits."""
-    return f"{value:.3g}" if math.isfinite(value) else none
-
-
-def points(share: float) -> str:
-    """A difference of accuracies in points, signed."""
-    return f"{100 * share:+.1f}".replace("-", "−") if math.isfinite(share) else "–"
-
-
-def interval(ends: tuple[float, float]) -> str:
-    return f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if all(map(math.isfinite, ends)) else ""
-
-
-def ranked(arm: ArmResult) -> float:
-    """Test accuracy for sorting; arms without one come last."""
-    return arm.test_accuracy if math.isfinite(arm.test_accuracy) else -math.inf
 
 
 def when(seconds: float | None) -> str:

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .canvas import estimate, percent
-from .diagnosis import confirmation, pareto, sentences, survival, two_objectives, winner
-from .ledger import Run, Study
-from .selection import Estimate
-from .series import val_accuracy
+from ..diagnosis import confirmation, pareto, sentences, survival, two_objectives, winner
+from ..ledger import Run, Study
+from ..selection import Estimate
+from ..series import val_accuracy
+from ..wording import estimate, percent
 
 SHOWN = 100  # trials in a table of the page; all are in trials.csv
 
