@@ -156,7 +156,7 @@ def following(study: Study, arm: Arm, plan: Plan, probe: Run) -> Settings:
     if plain is None:
         return plan.settings
     left = sum(run.cost for run in study.of(arm=plain.name, phase="search")) - probe.cost
-    return dataclasses.replace(plan.settings, trials=4 * plan.settings.most, gradients=max(left, 1.0))
+    return dataclasses.replace(plan.settings, gradients=max(left, 1.0))
 
 
 def replicated(arm: Arm, base: Config, layers: Sequence[Mapping[str, Any]], replicate: int, restart: int) -> Config:
