@@ -163,8 +163,9 @@ def save(name: str, text: str, figure: Any) -> None:
 
 
 def shorter(tag: re.Match[str]) -> str:
-    """An element of an SVG file with hundredths of a point, and without rotations by nothing."""
-    return re.sub(r"(\d\.\d\d)\d+", r"\1", re.sub(r' transform="rotate\(-0[^"]*"', "", tag[0]))
+    """An element of an SVG file in tenths of a point, without rotations by nothing and names of groups."""
+    text = re.sub(r' transform="rotate\(-0[^"]*"|(?<=^<g) id="[^"]*"', "", tag[0])
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", re.sub(r"(\d\d\.\d)\d+", r"\1", text))
 
 
 def plotting() -> Any:

@@ -1,6 +1,6 @@
 """Test accuracy as labels become noisier: 0, 20, 40, 60 and 80 % of them wrong, clean ones in test.
 
-    python benchmarks/noise.py            about 830 runs, 120 shared with rho_sensitivity.py; continues when restarted
+    python benchmarks/noise.py            about 890 runs, 180 shared with rho_sensitivity.py; continues when restarted
 
 SGD, and SAM, ASAM and BiSAM with φ = tanh and log each with three radii: the published one; the best of a grid, chosen
 for every method and noise by validation (labels as noisy as in training) on development draws 0 to 2; the learned one

@@ -42,13 +42,14 @@ def learned(method: str) -> Arm:
     return f"lets-{method}", {"method": f"lets-{method}"}
 
 
-def started(method: str, rho: float, bound: float) -> Arm:
-    """LETS by its preset from another ρ₀, with another upper bound of the radius."""
-    if (rho, bound) == (0.2, 1.0):
+def started(method: str, rho: float, bound: float, goal: str = "gap") -> Arm:
+    """LETS by its preset from another ρ₀, with another upper bound of the radius, or another upper level."""
+    if (rho, bound, goal) == (0.2, 1.0, "gap"):
         return learned(method)
     radius, most = scaled(method, rho), scaled(method, bound)
     name = f"lets-{method} ρ₀ {radius:g}" + (f" ≤ {most:g}" if bound == 1.0 else "")
-    return name, {"method": f"lets-{method}", "optim.rho": radius, "lets.rho_max": most}
+    layer = {"method": f"lets-{method}", "optim.rho": radius, "lets.rho_max": most}
+    return (name, layer) if goal == "gap" else (f"{name}, {goal}", layer | {"lets.goal": goal})
 
 
 def fresh(arms: list[Arm], noise: float, draws: range = FRESH) -> Iterator[harness.Record]:
