@@ -16,7 +16,6 @@ epochs.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
@@ -196,10 +195,7 @@ def figure() -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int)
-    parser.add_argument("--report", action="store_true", help="from what there is, without further runs")
-    options = parser.parse_args()
+    options = harness.options(__doc__)
     if not options.report:
         harness.make(RECORDS, development(), options.processes)
         harness.make(RECORDS, fresh(), options.processes)

@@ -21,7 +21,6 @@ draws 100–107. One line of JSON for each run in results/failure_mode.jsonl: me
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Iterator
@@ -278,10 +277,7 @@ def figure(records: list[harness.Record], rho: float = 0.2, arm: str = "sgd") ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int)
-    parser.add_argument("--report", action="store_true", help="from what there is, without further runs")
-    options = parser.parse_args()
+    options = harness.options(__doc__)
     if not options.report:
         harness.make(RECORDS, jobs(EPOCHS, DRAWS), options.processes, work=one)
     records = harness.load(RECORDS)

@@ -6,6 +6,7 @@ at it, cost in gradients × examples, and for learned radii per epoch rho, gap a
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import io
 import json
@@ -143,6 +144,14 @@ def holm(p_values: dict[Any, float]) -> dict[Any, float]:
 def points(mean: float, half: float, sign: str = "") -> str:
     """A share and its interval in per cent (a difference: in points)."""
     return f"{100 * mean:{sign}.1f} [{100 * (mean - half):{sign}.1f}, {100 * (mean + half):{sign}.1f}]"
+
+
+def options(doc: str) -> argparse.Namespace:
+    """Of a study's command: processes, report."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--report", action="store_true", help="from what there is, without further runs")
+    return parser.parse_args()
 
 
 def where(n: int) -> str:

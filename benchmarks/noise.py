@@ -12,7 +12,6 @@ family:
 
 from __future__ import annotations
 
-import argparse
 from statistics import fmean
 from typing import Any
 
@@ -155,10 +154,7 @@ def figure(found: dict[float, Found]) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int)
-    parser.add_argument("--report", action="store_true", help="from what there is, without further runs")
-    options = parser.parse_args()
+    options = harness.options(__doc__)
     if not options.report:
         make(options.processes)
     found = {noise: read(noise) for noise in NOISES}

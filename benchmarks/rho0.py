@@ -14,7 +14,6 @@ method with the radius fixed at that value, the same warm-up and the same steps:
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from math import nan
@@ -167,10 +166,7 @@ def figure(test: dict[str, dict[int, float]]) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int)
-    parser.add_argument("--report", action="store_true", help="from what there is, without further runs")
-    options = parser.parse_args()
+    options = harness.options(__doc__)
     if not options.report:
         harness.make(radii.RECORDS, radii.fresh(arms(), NOISE), options.processes)
     test = radii.tested(NOISE)

@@ -15,7 +15,6 @@ rho0.py and noise.py share.
 
 from __future__ import annotations
 
-import argparse
 from statistics import fmean
 from typing import Any
 
@@ -133,10 +132,7 @@ def figure() -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int)
-    parser.add_argument("--report", action="store_true", help="from what there is, without further runs")
-    options = parser.parse_args()
+    options = harness.options(__doc__)
     if not options.report:
         jobs = [job for noise in RADII for job in radii.fresh(arms(noise), noise)]
         harness.make(radii.RECORDS, jobs, options.processes)
