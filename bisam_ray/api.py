@@ -261,6 +261,8 @@ def compare(
             outcome = comparing.compare(driver, plan, progress, measure)
             if outcome is not None and retrain_workers:
                 retrain(driver, outcome, retrain_workers, progress)
+            elif outcome is not None:
+                export(driver, progress)
             progress.phase(0.0, "writing the report")
             progress.update("writing the report")
             render(directory, driver)
@@ -302,6 +304,21 @@ def retrain(driver: Any, outcome: Summary, workers: int, progress: Progress) -> 
         progress.update(f"training the winner on {workers} workers: epoch {epoch.epoch} of {config.train.epochs}")
     progress.update("exporting its model")
     driver.log_model(name)
+
+
+def export(driver: Any, progress: Progress) -> None:
+    """The winner's network goes to MLflow, unless it is there; one that cannot be exported ends nothing."""
+    from .study.tracking.registry import chosen
+
+    study = driver.study()
+    run = chosen(study)
+    if any(made["kind"] == "model" and made["run"] == run.name for made in study.artifacts):
+        return
+    progress.update("exporting the winner's model")
+    try:
+        driver.log_model(run.name)
+    except Exception as error:  # whatever torch.export thinks of a user's network
+        progress.say(f"{run.name}: its model could not be exported: {str(error).strip().splitlines()[0]}")
 
 
 def render(directory: Path, driver: Any = None) -> Path:

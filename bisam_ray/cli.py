@@ -228,6 +228,7 @@ def search(
 @click.option("--arms", metavar="KINDS", help="Of fixed,warm-up,searched,learned,around,replayed.  [default: all]")
 @click.option("--seeds", type=int, help="Replicates.  [default: 5]")
 @click.option("--trials", type=int, help="Trials per search.  [default: 16]")
+@click.option("--grace", type=int, help="Epochs before a trial may be stopped.  [default: a quarter]")
 @click.option("--also", multiple=True, metavar="METHOD", help="Further methods, e.g. esam.")
 @click.option("--no-flatness", is_flag=True, help="Do not measure curvature and landscape at the end.")
 @click.option("--print-config", is_flag=True, help="Print every arm's configuration and stop.")
@@ -241,6 +242,7 @@ def compare(
     arms: str | None,
     seeds: int | None,
     trials: int | None,
+    grace: int | None,
     also: tuple,
     no_flatness: bool,
     print_config: bool,
@@ -258,7 +260,8 @@ def compare(
     spaces = [a for a in arguments if "=" not in a]
     given = overrides(a for a in arguments if "=" in a)
     asked: dict[str, Any] = {"seeds": seeds, "kinds": arms.split(",") if arms else None, "also": also or None}
-    asked |= {k: v for k, v in {"trials": trials, "concurrency": concurrency}.items() if v is not None}
+    settings = {"trials": trials, "grace": grace, "concurrency": concurrency}
+    asked |= {name: value for name, value in settings.items() if value is not None}
     if print_config or dry_run:
         plan = api.planned(spaces, config, given, **asked)
         if dry_run:

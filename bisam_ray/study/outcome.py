@@ -16,7 +16,7 @@ from .ledger import Run, Study
 from .remarks import notes
 from .spaces import flat
 from .statistics import Estimate
-from .wording import estimate
+from .wording import estimate, points
 
 CONFIDENT = 10  # replicates from which a verdict is more than indicative
 
@@ -207,7 +207,8 @@ def answered(contrasts: Sequence[Contrast]) -> str:
     """What a question's contrasts say together."""
     shown = [contrast for contrast in contrasts if contrast.shown]
     if not shown:
-        return f"No difference shown for any of {len(contrasts)} methods"
+        least, most = (points(end(c.mean for c in contrasts)) for end in (min, max))
+        return f"No difference shown for any of {len(contrasts)} methods, {least} to {most} points"
     told = "; ".join(contrast.told for contrast in shown)
     rest = len(contrasts) - len(shown)
     return told[0].upper() + told[1:] + (f"; no difference shown for {rest} more" if rest else "")

@@ -15,7 +15,7 @@ from ..training.launch import Measured
 from .arms import KINDS, METHODS, Arm, arms_of, kinds_of, space_of
 from .ledger import Study
 from .request import Layer, digest, merged, recorded, refuse_changes, refuse_searched
-from .settings import Settings
+from .settings import DECIDING, Settings
 from .spaces import Space, read
 
 SEEDS = 5
@@ -113,7 +113,10 @@ class Plan:
         """Raise ConfigError where a study that is gone on with was begun otherwise, with the differences."""
         before, now = recorded(study), json.loads(json.dumps(self.header(""), default=str))
         old, new = ({key: header.get(key) for key in ("space", "layers")} for header in (before, now))
-        old["arms"], new["arms"] = (header["protocol"].get("arms") for header in (before, now))
+        for header, compared in ((before, old), (now, new)):
+            protocol = header["protocol"]
+            compared["arms"] = protocol.get("arms")
+            compared["settings"] = {key: protocol["settings"].get(key) for key in DECIDING}
         refuse_changes(study.name, old, new)
 
     def forecast(self) -> Forecast:

@@ -10,6 +10,8 @@ from .early import leaning
 from .ledger import Study
 from .statistics import outlying
 
+SEARCHED = ("searched", "around", "replayed")
+
 if TYPE_CHECKING:
     from .contrasts import Contrast
     from .outcome import ArmResult
@@ -30,26 +32,48 @@ def notes(study: Study, results: Sequence[ArmResult], contrasts: Sequence[Contra
     planned = (study.header.get("protocol") or {}).get("arms") or []
     if missing := [arm for arm in planned if all(arm != result.arm for result in results)]:
         found.append(f"{', '.join(missing)}: without a result; what the arm is built on did not finish.")
+    return [*found, *bounded(study, results), *bordering(study, results), *hasty(study, results), *failing(results)]
+
+
+def bounded(study: Study, results: Sequence[ArmResult]) -> list[str]:
+    """Learned radii that their upper bound decided."""
+    told = []
     for result in results:
         if result.radius_policy == "learned":
             ends = study.of(arm=result.arm, phase="final", outcome="completed")
             bound = result.config["lets"]["rho_max"]
-            stopped = sum(run.value("sam/rho") > 0.98 * bound for run in ends)
-            if stopped:
-                found.append(
-                    f"{result.arm}: ρ reached its upper bound {bound:g} in {stopped} of {len(ends)} runs; there the "
-                    "bound lets.rho_max, not the learning, set the final radius."
-                )
-        elif result.radius_policy in ("searched", "around", "replayed"):
-            for key in borders(study, result.arm):
-                found.append(
-                    f"{result.arm}: the best {key} lies at the border of its range; the optimum may be outside."
-                )
-            if warning := leaning(study, result.arm).warning:
-                found.append(f"{result.arm}: {warning}")
-        if far := outlying(result.test):
-            found.append(
-                f"{result.arm}: {len(far)} of {result.n} replicates lie far from the others; its intervals are not to "
-                "be trusted."
-            )
-    return found
+            if stopped := sum(run.value("sam/rho") > 0.98 * bound for run in ends):
+                told.append(f"{result.arm} ({bound:g}) in {stopped} of {len(ends)} runs")
+    if not told:
+        return []
+    where = f"ρ reached its upper bound: {', '.join(told)}"
+    return [f"{where}; there lets.rho_max, not the learning, set the final radius."]
+
+
+def bordering(study: Study, results: Sequence[ArmResult]) -> list[str]:
+    """Optima at the end of what was searched."""
+    found = {r.arm: borders(study, r.arm) for r in results if r.radius_policy in SEARCHED}
+    told = [f"{arm} ({', '.join(keys)})" for arm, keys in found.items() if keys]
+    return [f"The best value lies at the border of its range, the optimum may be outside: {', '.join(told)}."] * bool(
+        told
+    )
+
+
+def hasty(study: Study, results: Sequence[ArmResult]) -> list[str]:
+    """Searches that perhaps stopped their best trial; their own remarks say why."""
+    found = [(r.arm, leaning(study, r.arm)) for r in results if r.radius_policy in SEARCHED]
+    told = [(arm, one) for arm, one in found if one.warning]
+    if not told:
+        return []
+    longer = max((one.longer for _, one in told if one.longer), default=None)
+    advice = f"; give trials longer, --grace {longer}" if longer else ""
+    arms = ", ".join(arm for arm, _ in told)
+    return [f"Stopping early may have cost the best trial of {arms}{advice}. The report says why, search by search."]
+
+
+def failing(results: Sequence[ArmResult]) -> list[str]:
+    """Arms of which a replicate is far off: their mean is of two kinds of runs."""
+    told = [f"{r.arm} ({len(far)} of {r.n})" for r in results if (far := outlying(r.test))]
+    if not told:
+        return []
+    return [f"Some replicates lie far from the others, and intervals are not to be trusted: {', '.join(told)}."]

@@ -106,3 +106,29 @@ def test_replicates_are_paired_across_arms_and_fresh():
     made = [compare.replicated(arm, base[arm.name], ({}, arm.layer, {}, {}), 2, 1) for arm in arms]
     assert {(c.seed, c.data.split_seed, c.data.noise_seed) for c in made} == {(1102, 102, 102)}
     assert made[2].optim.rho == 0.4  # the second of ρ₀ = .2, .4, .8
+
+
+def learned(ledger, arm, rho_max, rho, replicates=3):
+    for replicate in range(replicates):
+        record(ledger, arm, replicate, 0, 0.5, 0.8 + 0.01 * replicate, method="lets-sam", policy="learned")
+        ledger.write("epoch", run=f"{arm}-{replicate}-0", epoch=2, metrics={"sam/rho": rho, "cost/gradients": 200.0})
+
+
+def test_bounds_that_decided_are_told_in_one_note(tmp_path):
+    with Ledger(tmp_path) as ledger:
+        learned(ledger, "lets-sam", 1.0, 1.0)
+        learned(ledger, "other", 1.0, 0.3)
+    (note,) = [note for note in summarize(read(tmp_path)).notes if "lets.rho_max" in note]
+    assert "lets-sam (1) in 3 of 3 runs" in note
+    assert "other" not in note
+
+
+def test_an_arm_without_a_result_and_a_replicate_far_off_are_told(tmp_path):
+    with Ledger(tmp_path) as ledger:
+        ledger.write("study", study="s", kind="compare", protocol={"arms": ["sam", "sgd", "sam around"]})
+        for replicate in range(8):
+            record(ledger, "sam", replicate, 0, 0.5, 0.1 if replicate == 3 else 0.9 + 0.001 * replicate)
+            record(ledger, "sgd", replicate, 0, 0.4, 0.8 + 0.001 * replicate, method="sgd", policy="none")
+    notes = summarize(read(tmp_path)).notes
+    assert any(note.startswith("sam around: without a result") for note in notes)
+    assert any("lie far from the others" in note and "sam (1 of 8)" in note for note in notes)
