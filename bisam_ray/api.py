@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from .config import Config, ConfigError, load, merge, resolve
@@ -215,7 +216,7 @@ def compare(
     resume: bool = False,
     allow_change: bool = False,
     quiet: bool = True,
-    measure: bool = True,
+    measure: int = 3,
     retrain_workers: int = 0,
     **settings: Any,
 ) -> Comparison:
@@ -230,7 +231,8 @@ def compare(
         study: its name; by default of the spaces and a digest.
         resume: go on with the study, with more trials or seeds if they are more now. What is not given is as it was.
         allow_change: go on even if spaces, arms or configuration differ from what was.
-        measure: afterwards the curvature and the loss landscape of the kept networks.
+        measure: replicates whose kept networks have their curvature measured afterwards (of the first one the loss
+            landscape, too).
         retrain_workers: > 0: train the winner once more, data-parallel over so many workers, and log its model.
         **settings: of the searches (trials: 16), see study/settings.py; concurrency counts for all runs.
 
@@ -299,11 +301,21 @@ def retrain(driver: Any, outcome: Summary, workers: int, progress: Progress) -> 
     driver.begin(name, config, arm=outcome.winner, phase="final", policy=outcome.of(outcome.winner).radius_policy)
     progress.phase(0.0, f"training the winner on {workers} workers")
     progress.update(f"training the winner on {workers} workers: starting them, about 20 s")
+    Thread(target=prepare, daemon=True).start()  # while workers start, one after the other, a core is free
     for epoch in launch.launch(job):
         driver.follow(job, epoch)
         progress.update(f"training the winner on {workers} workers: epoch {epoch.epoch} of {config.train.epochs}")
     progress.update("exporting its model")
     driver.log_model(name)
+
+
+def prepare() -> None:
+    """What export and report will import, and that takes seconds."""
+    from .study.report import page
+    from .study.tracking import export
+
+    export.prepare()
+    page.prepare()
 
 
 def export(driver: Any, progress: Progress) -> None:

@@ -135,6 +135,7 @@ def demo(storage: str, quiet: bool, seeds: int, trials: int, study: str | None, 
         storage=storage,
         resume=resume,
         quiet=quiet,
+        measure=1,
         retrain_workers=min(2, os.cpu_count() or 1),
     )
     return result.summary(), terminal.comparison(result)
@@ -230,7 +231,7 @@ def search(
 @click.option("--trials", type=int, help="Trials per search.  [default: 16]")
 @click.option("--grace", type=int, help="Epochs before a trial may be stopped.  [default: a quarter]")
 @click.option("--also", multiple=True, metavar="METHOD", help="Further methods, e.g. esam.")
-@click.option("--no-flatness", is_flag=True, help="Do not measure curvature and landscape at the end.")
+@click.option("--flatness", type=int, default=3, show_default=True, help="Measure curvature on so many replicates.")
 @click.option("--print-config", is_flag=True, help="Print every arm's configuration and stop.")
 @click.option("--dry-run", is_flag=True, help="Tell arms, budget, gradients and hours, and stop.")
 @lasting
@@ -244,7 +245,7 @@ def compare(
     trials: int | None,
     grace: int | None,
     also: tuple,
-    no_flatness: bool,
+    flatness: int,
     print_config: bool,
     dry_run: bool,
     study: str | None,
@@ -277,7 +278,7 @@ def compare(
         storage=storage,
         resume=resume,
         allow_change=allow_change,
-        measure=not no_flatness,
+        measure=flatness,
         quiet=quiet,
         **asked,
     )

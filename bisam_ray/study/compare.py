@@ -44,15 +44,19 @@ from .settings import Settings
 from .tuning import train
 
 DEVELOPMENT = {"data.split_seed": 0, "data.noise_seed": 0}
-MEASURED = 3  # replicates whose kept networks are measured; the first one's landscape is drawn
+MEASURED = 3  # replicates whose kept networks are measured unless told otherwise; the first one's landscape is drawn
 MEASURING = 15.0  # what that takes for each, in gradient evaluations per step × epochs: for the time that is left
 
 
-def compare(session: Session, plan: Plan, progress: Progress, measure: bool = True) -> Summary | None:
-    """Run the protocol above, or what of it the session's ledger does not have yet; the result is read from there."""
+def compare(session: Session, plan: Plan, progress: Progress, measure: int = MEASURED) -> Summary | None:
+    """Run the protocol above, or what of it the session's ledger does not have yet; the result is read from there.
+
+    Args:
+        measure: replicates whose kept networks are measured.
+    """
     arms, base, foreseen = plan.arms, plan.base, plan.forecast()
     progress.say(foreseen.told())
-    after = foreseen.finals + (MEASURING * len(arms) * min(plan.seeds, MEASURED) if measure else 0.0)
+    after = foreseen.finals + MEASURING * len(arms) * min(plan.seeds, measure)
     chosen = searches(session, plan, progress, after)
     study = session.study()
     budget = max((spent(study, arm) + run_cost(base[arm.name]) for arm in arms if arm.name in chosen), default=0.0)
@@ -75,7 +79,7 @@ def compare(session: Session, plan: Plan, progress: Progress, measure: bool = Tr
     progress.later = 0.0
     summary = summarize(session.study())
     if summary is not None and measure:
-        flatness(session, summary, progress, plan.settings.concurrency)
+        flatness(session, summary, progress, plan.settings.concurrency, measure)
     return summary
 
 
@@ -175,13 +179,13 @@ def spent(study: Study, arm: Arm) -> float:
     return sum(gradients_per_step(resolve(run.begin["config"])) * len(run.epochs) for run in runs)
 
 
-def flatness(session: Session, summary: Summary, progress: Progress, at_once: int | None) -> None:
+def flatness(session: Session, summary: Summary, progress: Progress, at_once: int | None, measure: int) -> None:
     """Measure the kept networks of the first replicates, those that the ledger does not have yet."""
     known = session.study().runs
     wanted = [
         (name, session.checkpoint(name), replicate == 0)
         for arm in summary.arms
-        for replicate, name in enumerate(arm.kept[:MEASURED])
+        for replicate, name in enumerate(arm.kept[:measure])
         if "flatness" not in known[name].measured
     ]
     if not wanted:

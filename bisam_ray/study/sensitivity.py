@@ -121,6 +121,11 @@ def sensitivity(study: Study, arm: str, of: str) -> Sensitivity:
     return Sensitivity(arm, of, n, curve, plateau, noise, best, floor, reason or None, others)
 
 
+def prepare() -> None:
+    """Import what `fitted` needs."""
+    import sklearn.gaussian_process  # noqa: F401
+
+
 def fitted(
     rhos: Sequence[float], values: Sequence[float], noise: float | None
 ) -> tuple[list[Point], Plateau | None, float, float]:

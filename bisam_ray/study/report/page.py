@@ -113,6 +113,14 @@ def render(study: Study, summary: Summary | None) -> Path:
     return path
 
 
+def prepare() -> None:
+    """Import what `render` needs, and unpack the library."""
+    from .. import sensitivity
+
+    sensitivity.prepare()
+    library()
+
+
 @cache
 def library() -> str:
     """Vega, Vega-Lite and vega-embed as one script, from what is installed: nothing is loaded when the page is read."""

@@ -8,6 +8,13 @@ from typing import Any
 from .client import connect
 
 
+def prepare() -> None:
+    """Import what `save_model` needs."""
+    connect("")
+    import mlflow.pytorch  # noqa: F401
+    import torch.export  # noqa: F401
+
+
 def save_model(model: Any, example: Any, path: Path) -> None:
     """Export a network as an MLflow model with a signature: torch.export's archive, no pickled code.
 
