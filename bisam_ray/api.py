@@ -229,7 +229,7 @@ def compare(
         kinds: the arms of each method, of study/arms.py; all of them unless some are named.
         also: further methods, e.g. "esam".
         study: its name; by default of the spaces and a digest.
-        resume: go on with the study, with more trials or seeds if they are more now. What is not given is as it was.
+        resume: go on with the study, with more seeds if they are more now. What is not given is as it was.
         allow_change: go on even if spaces, arms or configuration differ from what was.
         measure: replicates whose kept networks have their curvature measured afterwards (of the first one the loss
             landscape, too).

@@ -118,6 +118,12 @@ class Plan:
             compared["arms"] = protocol.get("arms")
             compared["settings"] = {key: protocol["settings"].get(key) for key in DECIDING}
         refuse_changes(study.name, old, new)
+        trials, asked = before["protocol"]["trials"], self.settings.most
+        if asked != trials and study.of(phase="final"):
+            raise ConfigError(
+                f"--trials {asked}: {study.name} has replicates of what {trials} trials found (nearest: {trials}; or "
+                "begin a new study)"
+            )
 
     def forecast(self) -> Forecast:
         """What it will probably cost: searches as random trials would go; the rest follows from the protocol."""

@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"not here: {', '.join(lacking)}"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
@@ -104,7 +104,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
 Keep = Callable[[Any, str], None]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def keep(tmp_path_factory: pytest.TempPathFactory) -> Keep:
     """Keeps a picture of what is seen, under a name."""
     named = os.environ.get("BISAM_RAY_SCREENSHOTS")
@@ -117,7 +117,7 @@ def keep(tmp_path_factory: pytest.TempPathFactory) -> Keep:
     return keep
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small study's, with its report."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -132,12 +132,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def report(directory: Path) -> Path:
     return directory / "report.html"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def study(directory: Path) -> Study:
     """The same, in MLflow too."""
     mirror = Mirror(directory, tracking_uri(directory.parent), interval_s=0.05).start()
@@ -156,7 +156,7 @@ class Server:
     parent: str
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(study: Study) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

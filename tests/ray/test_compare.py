@@ -14,6 +14,16 @@ import bisam_ray
 from bisam_ray.study import ledger
 from bisam_ray.study.tracking.client import connect, tracking_uri
 
+
+@pytest.fixture(autouse=True)
+def no_cluster_left():
+    """The tests of other files want one of their own."""
+    yield
+    import ray
+
+    ray.shutdown()
+
+
 QUICK = {"model.name": "mlp", "data.label_noise": 0.4}
 EPOCHS = {"train.epochs": 4}
 
@@ -73,7 +83,7 @@ def test_a_comparison_from_end_to_end(tmp_path):
     client = connect(tracking_uri(tmp_path))
     shown = client.search_runs([client.get_experiment_by_name("c").experiment_id], max_results=1000)
     assert Counter(run.info.status for run in shown)["RUNNING"] == 0
-    assert len(shown) == len(after) + 1
+    assert len(shown) == len(after) + len(arms) + 1  # and a run per arm, and the parent
 
 
 SCRIPT = """

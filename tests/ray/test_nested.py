@@ -96,7 +96,7 @@ def test_a_closed_run_leaves_nothing_and_the_next_one_in_the_same_actor_works(tm
     ray.kill(trial)
 
 
-@pytest.mark.parametrize("when", ["starting", "training"])
+@pytest.mark.parametrize("when", [pytest.param("starting", marks=pytest.mark.slow), "training"])
 def test_a_run_whose_actor_is_killed_leaves_nothing(tmp_path, when):
     import ray
 

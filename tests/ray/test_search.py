@@ -156,6 +156,7 @@ def test_dying_starving_and_failing_trials_are_contained(tmp_path, capsys):
     assert result.summary()["failed"] == 2
 
 
+@pytest.mark.slow
 def test_two_searches_in_one_storage_do_not_disturb_each_other(tmp_path):
     command = [sys.executable, "-m", "bisam_ray", "search", "rho", "--storage", str(tmp_path), "--trials", "4"]
     command += ["--confirm", "0", "--json", "-q", "model=mlp", "train.epochs=3", "--study"]

@@ -6,7 +6,8 @@ import pytest
 
 from bisam_ray.config import ConfigError, resolve
 from bisam_ray.study.arms import KINDS, METHODS, arms_of, derived, kinds_of, learned_radius, probe_of, space_of
-from bisam_ray.study.ledger import Run
+from bisam_ray.study.ledger import Ledger, Run
+from bisam_ray.study.ledger import read as read_ledger
 from bisam_ray.study.plan import Plan
 from bisam_ray.study.spaces import Space, read
 from bisam_ray.training.engine import radius_shape
@@ -112,3 +113,21 @@ def test_bad_input_is_told_in_a_line(given, told):
 
 def test_every_kind_has_a_name_on_the_command_line():
     assert set(KINDS) == {"fixed", "warm-up", "searched", "learned", "around", "replayed"}
+
+
+def test_a_study_with_replicates_keeps_its_searches(tmp_path):
+    """What more trials would find is not what its replicates were made with."""
+    plan = Plan.of(["sam"], {}, {}, 2, None, None, {"trials": 4})
+    with Ledger(tmp_path) as ledger:
+        ledger.write("study", study="s", kind="compare", **plan.header(""))
+    more = Plan.of([], {}, {}, None, None, None, {"trials": 8}, like=read_ledger(tmp_path))
+    more.refuse_changes(read_ledger(tmp_path))
+    with Ledger(tmp_path) as ledger:
+        ledger.write("begin", run="sam-r0-s0", arm="sam", phase="final", replicate=0, restart=0)
+    with pytest.raises(ConfigError, match=r"--trials 8: .*nearest: 4"):
+        more.refuse_changes(read_ledger(tmp_path))
+    with pytest.raises(ConfigError, match="grace"):
+        Plan.of([], {}, {}, None, None, None, {"grace": 3}, like=read_ledger(tmp_path)).refuse_changes(
+            read_ledger(tmp_path)
+        )
+    Plan.of([], {}, {}, 9, None, None, {}, like=read_ledger(tmp_path)).refuse_changes(read_ledger(tmp_path))

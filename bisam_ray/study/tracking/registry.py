@@ -49,6 +49,7 @@ def register(directory: Path, name: str | None = None) -> dict[str, Any]:
             session.log_model(run.name)
         with Mirror(directory, uri) as mirror:
             if not mirror.drain(PATIENCE_S):
+                mirror.close(0.0)  # the patience is at an end
                 raise RuntimeError(f"MLflow at {without_password(uri)}: {mirror.problem}")
             known = mirror.shown.runs.get(run.name)
     if known is None:
