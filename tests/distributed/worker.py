@@ -299,6 +299,7 @@ def world(rank: int, size: int, store: str, listed: Callable[[], dict[str, Calla
     """Some of a list of cases, in a world of processes that meet at a file."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     found = {name: job() for name, job in list(listed().items())[share]}
+    dist.barrier()
     dist.destroy_process_group()
     return found
 
@@ -309,6 +310,7 @@ def process(number: int, folder: str) -> None:
     twos = world(rank, 2, f"{folder}/store-{pair}", of_two, slice(pair, None, 2))
     fours = world(number, 4, f"{folder}/store", of_four, slice(None))
     torch.save({(2, rank): twos, (4, number): fours}, f"{folder}/{number}.pt")
+    os._exit(0)  # past the interpreter's end, where gloo's threads now and then abort (pytorch/pytorch#179291)
 
 
 def main(folder: str) -> int:

@@ -352,7 +352,8 @@ def overflow_on_one_process(rank, port, path):
             seen.append((frozen(step.base)[0], [p.detach().clone() for p in model.parameters()], scaling.get_scale()))
         found["step", overflow] = seen, [b.isfinite().all().item() for b in model.buffers()]
     torch.save(found, f"{path}/{rank}.pt")
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # past the interpreter's end, where gloo's threads now and then abort (pytorch/pytorch#179291)
 
 
 def test_an_overflow_on_one_process_skips_the_step_on_all(tmp_path):

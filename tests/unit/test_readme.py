@@ -45,9 +45,17 @@ def test_an_example_trains(block, capsys):
         assert abs(learned / 0.1 - 1) > 0.01
 
 
+# past the interpreter's end, where gloo's threads abort a process in some 3 % of the cases (pytorch/pytorch#179291)
+SAVED = """
+import os
+torch.save(model.module.state_dict(), os.environ["RANK"] + ".pt")
+os._exit(0)
+"""
+
+
 def test_the_distributed_example_trains_one_model_on_two_processes(tmp_path):
     script = tmp_path / "train.py"
-    script.write_text(TOGETHER[0] + "import os\ntorch.save(model.module.state_dict(), os.environ['RANK'] + '.pt')\n")
+    script.write_text(TOGETHER[0] + SAVED)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
