@@ -29,11 +29,24 @@ class Section(BaseModel):
 
 class Data(Section):
     name: str = "digits"
-    """`digits`, or `module:function` returning (inputs, targets); see training/data.py."""
+    """One of DATASETS, or `module:function` returning (inputs, targets); see training/data.py."""
+    root: str = "~/data"
+    """Where the files of a named data set lie, or are downloaded to."""
+    download: bool = False
+    limit: int | None = Field(None, ge=10)
+    """So many of the training examples only, drawn by split_seed; test stays whole."""
+    augment: tuple[Literal["crop", "flip", "cutout"], ...] = ()
+    """Of train and hyper, per example; see training/augment.py."""
+    standardise: Literal["data", "imagenet", "half"] | None = None
+    """Stored images: by the statistics of what is trained on (of images in memory, unless told otherwise), of ImageNet
+    (of files), or (x − ½) / ½ of values in [0, 1], which timm's ViT weights were trained with."""
+    readers: int = Field(2, ge=0)
+    """Processes that decode the images of a set too large for the memory, per worker."""
     batch_size: int = Field(64, ge=1)
     label_noise: float = Field(0.0, ge=0, le=1)
     """Share of the labels of train, hyper and val that is flipped to another class; test stays clean."""
-    noise_kind: Literal["symmetric"] = "symmetric"
+    noise_kind: Literal["symmetric", "asymmetric"] = "symmetric"
+    """To any other class, uniformly, or to the one that a class is mistaken for."""
     noise_seed: int = Field(0, ge=0)
     split_seed: int = Field(0, ge=0)
     fold: int = Field(0, ge=0)
@@ -42,7 +55,9 @@ class Data(Section):
 
 class Model(Section):
     name: str = "cnn"
-    """`cnn`, `mlp`, `torchvision/NAME`, `pytorchcv/NAME`, or `module:function`; see training/models.py."""
+    """One of MODELS, or `module:function`; see training/models.py."""
+    weights: str | None = None
+    """To start from: `hub` (what timm publishes), or a FILE.pth, .pt or .safetensors."""
 
 
 class Optim(Section):
@@ -203,8 +218,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "rapp-bisam-log": {**BISAM["log"], "wrapper": "rapp"},
 }
 LETS_PRESETS: dict[str, dict[str, Any]] = {"lets-asam": {"rho_max": 10.0}}  # its radii are ten times larger
-DATASETS = ("digits",)  # training/data.py
-MODELS = ("cnn", "mlp", "torchvision/NAME", "pytorchcv/NAME")  # training/models.py
+DATASETS = (
+    "digits", "digits32", "cifar10", "cifar100", "svhn", "imagenet", "imagenet100", "flowers102", "pets",
+    "generated/NAME",
+)  # training/data.py, training/datasets.py  # fmt: skip
+MODELS = (
+    "cnn", "mlp", "resnet20", "resnet32", "resnet56", "resnet110", "resnet18", "resnet50", "vgg19bn", "densenet121",
+    "wrn28-2", "wrn28-10", "pyramidnet110", "vit-small", "vit-base", "torchvision/NAME", "pytorchcv/NAME", "timm/NAME",
+)  # training/models.py  # fmt: skip
 SHAPES = ("cosine", "lr", "theorem")  # training/engine.py
 ALPHA = ("tanh", "ramp", "erf")  # objectives that have an α; optim/losses.py
 ASCENT_ONLY = (

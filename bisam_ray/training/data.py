@@ -1,9 +1,12 @@
-"""Data sets, the four splits, label noise, and the order in which examples are seen.
+"""The four splits of a data set, its label noise, and the order in which examples are seen.
 
     train    the lower level: every gradient step
     hyper    the upper level of a learned radius; for every other method, more training data
     val      every choice is made here
     test     looked at once per finished replicate; never noisy
+
+Where a data set has an official test set, that is test, and the others are a partition of its training examples
+(OFFICIAL); elsewhere all four are (SHARES). Named data sets are read by datasets.py.
 
 A data set of your own: `data.name=module:function`; the function takes no argument and returns (inputs, targets):
 inputs (N, …) floating point, targets (N,) integers from 0. It is split here, in the same proportions as digits.
@@ -13,35 +16,76 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import ConfigError, Data
+from .augment import Pixels
 from .plugins import load_function
+
+if TYPE_CHECKING:
+    from .files import Files
 
 SHARES = {
     "train": 0.473,
     "hyper": 0.0835,
     "val": 0.167,
 }  # of all examples; test is the rest. Digits: 850, 150, 300, 497
+OFFICIAL = {"train": 0.8, "hyper": 0.1, "val": 0.1}  # of the training examples. CIFAR: 40,000, 5,000, 5,000
 
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs (N, …) and targets (N,)."""
+    """Examples as they are stored, x (N, …) or image files, and their targets y (N,).
 
-    x: Tensor
+    `pixels` standardises stored images; None where x is standardised already.
+    """
+
+    x: Tensor | Files
     y: Tensor
+    pixels: Pixels | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
+    def __getitem__(self, chosen: Tensor | slice) -> Split:
+        if isinstance(self.x, Tensor):
+            return Split(self.x[chosen], self.y[chosen], self.pixels)
+        return Split(self.x.subset(torch.arange(len(self))[chosen]), self.y[chosen], self.pixels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def inputs(self) -> Tensor:
+        """x, where it lies in memory."""
+        assert isinstance(self.x, Tensor)
+        return self.x
+
     def to(self, device: torch.device) -> Split:
-        return Split(self.x.to(device), self.y.to(device))
+        x = self.x.to(device) if isinstance(self.x, Tensor) else self.x
+        return Split(x, self.y.to(device), self.pixels and self.pixels.to(device))
+
+    def ready(self) -> Split:
+        """The same examples as a network takes them: in memory, decoded, standardised, not augmented."""
+        if isinstance(self.x, Tensor) and self.pixels is None:
+            return self
+        x = self.x if isinstance(self.x, Tensor) else self.x[torch.arange(len(self))].to(self.y.device)
+        return Split(x if self.pixels is None else self.pixels.normalise(x), self.y)
+
+    def batches(self, size: int) -> Iterator[Split]:
+        """All of it, ready, in pieces."""
+        pieces = self.x.split(size) if isinstance(self.x, Tensor) else self.x.pieces(size)
+        for x, y in zip(pieces, self.y.split(size), strict=True):
+            yield Split(x.to(y.device), y, self.pixels).ready()
 
 
 @dataclass(frozen=True)
@@ -58,48 +102,112 @@ class Splits:
         """(what the gradient steps see, what the upper level sees): train and hyper, or their union and nothing."""
         if learned:
             return self.train, self.hyper
-        both = Split(torch.cat([self.train.x, self.hyper.x]), torch.cat([self.train.y, self.hyper.y]))
-        return both, Split(both.x[:0], both.y[:0])
+        return joined(self.train, self.hyper), self.hyper[:0]
+
+
+def joined(first: Split, second: Split) -> Split:
+    y = torch.cat([first.y, second.y])
+    if isinstance(first.x, Tensor):
+        return Split(torch.cat([first.x, second.inputs]), y, first.pixels)
+    assert not isinstance(second.x, Tensor)
+    return Split(first.x + second.x, y, first.pixels)
 
 
 def load(config: Data) -> Splits:
-    """Read, normalise, split by `split_seed` and `fold`, and flip labels by `noise_seed`.
+    """Read, split by `split_seed`, `fold` and `limit`, and flip labels by `noise_seed`.
 
-    Inputs are standardised by the mean and deviation of train ∪ hyper. Symmetric noise p flips exactly round(p·n)
-    labels of each of train, hyper and val to one of the other classes, uniformly.
+    Inputs are standardised by mean and deviation of train ∪ hyper: over everything for floating point, per channel for
+    stored images, files of images by the constants of ImageNet, or as `standardise` says. Noise p flips exactly
+    round(p·n) labels of each of train, hyper and val: to one of the other classes, uniformly (symmetric), or to the one
+    that their class is mistaken for (asymmetric; Patrini et al. 2017), which of some classes of CIFAR-10 is itself.
     """
-    x, y = digits() if config.name == "digits" else own(config.name)
-    classes = int(y.max()) + 1
-    parts = partition(config, len(y))
-    fit = x[torch.cat([parts["train"], parts["hyper"]])]
-    x = (x - fit.mean()) / fit.std().clamp_min(1e-8)
-    splits = {name: Split(x[part], y[part]) for name, part in parts.items()}
+    from . import datasets
+
+    source = datasets.read(config)
+    parts = partition(config, len(source.y), source.test_y is not None)
+    x, fit = source.x, torch.cat([parts["train"], parts["hyper"]])
+    if isinstance(x, Tensor) and x.dtype == torch.uint8:
+        x = x.contiguous(memory_format=torch.channels_last)
+    pixels = standard(config, x, fit)
+    if pixels is None and isinstance(x, Tensor):
+        x = (x - x[fit].mean()) / x[fit].std().clamp_min(1e-8)
+    whole = Split(x, source.y, pixels)
+    splits = {name: whole[part] for name, part in parts.items()}
+    if source.test_x is not None and source.test_y is not None:
+        splits["test"] = Split(source.test_x, source.test_y, pixels)
     noise = seeded(config.noise_seed, 2)
+    confused = source.confused if config.noise_kind == "asymmetric" else None
     for name in SHARES:
-        splits[name] = Split(splits[name].x, flip(splits[name].y, config.label_noise, classes, noise))
-    return Splits(**splits, classes=classes)
+        noisy = flip(splits[name].y, config.label_noise, source.classes, noise, confused)
+        splits[name] = Split(splits[name].x, noisy, pixels)
+    return Splits(**splits, classes=source.classes)
 
 
-def partition(config: Data, size: int) -> dict[str, Tensor]:
-    """Indices of each split's examples.
+KNOWN = {  # in units of 0–255
+    "imagenet": Pixels(torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])),
+    "half": Pixels(torch.full((3,), 127.5), torch.full((3,), 127.5)),
+}
+
+
+def standard(config: Data, x: Tensor | Files, fit: Tensor) -> Pixels | None:
+    """What stored images are standardised by; None: they are no stored images, but numbers of any size.
+
+    Raises:
+        ConfigError: not these images in this way.
+    """
+    stored, in_memory = not isinstance(x, Tensor) or x.dtype == torch.uint8, isinstance(x, Tensor)
+    way = config.standardise or ("data" if in_memory else "imagenet")
+    usual = f"data.standardise={way}: data.name={config.name} "
+    if config.standardise and not stored:
+        raise ConfigError(f"{usual}is no set of stored images; leave it out")
+    if way == "data" and not in_memory:
+        raise ConfigError(f"{usual}is read file by file (nearest: imagenet)")
+    if way in KNOWN and stored and x.shape[1] != 3:
+        raise ConfigError(f"{usual}has no colours (nearest: data)")
+    if not stored:
+        return None
+    return KNOWN[way] if way in KNOWN or not isinstance(x, Tensor) else pixels_of(x[fit])
+
+
+def pixels_of(images: Tensor) -> Pixels:
+    """Mean and deviation of each channel of uint8 images (N, C, H, W), exact for any number of them."""
+    levels = torch.arange(256, dtype=torch.float64)
+    channels = (images[:, c].flatten() for c in range(images.shape[1]))
+    counts = torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).double()
+    share = counts / counts.sum(dim=1, keepdim=True)
+    mean = share @ levels
+    return Pixels(mean.float(), (share @ levels**2 - mean**2).sqrt().clamp_min(1e-8).float())
+
+
+def partition(config: Data, size: int, official: bool = False) -> dict[str, Tensor]:
+    """Indices of each split's examples; no test where there is an `official` one.
 
     `split_seed` draws test and the order of the others, which are train, hyper and val from front to back. Fold f
     turns that order by f·|val|: val is then the f-th piece from behind. Folds have pairwise disjoint val as long as
     (f + 1)·|val| ≤ |train ∪ hyper ∪ val|; the fold after those takes what is left and wraps around; more there are not.
+    `limit` cuts the order of the others off, and keeps their proportions.
 
     Raises:
         ConfigError: too few examples, or no such fold.
     """
-    sizes = [round(share * size) for share in SHARES.values()]
-    if min(*sizes, size - sum(sizes)) <= 0:
+    shares = OFFICIAL if official else SHARES
+    sizes = [round(share * size) for share in shares.values()]
+    if official:
+        sizes[0] = size - sizes[1] - sizes[2]
+    pool, test = torch.randperm(size, generator=seeded(config.split_seed, 1)).tensor_split([sum(sizes)])
+    if config.limit is not None and config.limit < len(pool):
+        sizes = [round(share / sum(shares.values()) * config.limit) for share in shares.values()]
+        sizes[0] = config.limit - sizes[1] - sizes[2]
+        pool = pool[: config.limit]
+    if min(sizes) <= 0 or not (official or len(test)):
         raise ConfigError(f"data.name={config.name}: {size} examples are too few for four splits")
     largest = math.ceil(sum(sizes) / sizes[-1]) - 1
     if config.fold > largest:
         raise ConfigError(
             f"data.fold={config.fold}: data.name={config.name} has folds 0 to {largest} (nearest: {largest})"
         )
-    pool, test = torch.randperm(size, generator=seeded(config.split_seed, 1)).tensor_split([sum(sizes)])
-    return dict(zip(SHARES, pool.roll(config.fold * sizes[-1]).split(sizes), strict=True)) | {"test": test}
+    parts = dict(zip(SHARES, pool.roll(config.fold * sizes[-1]).split(sizes), strict=True))
+    return parts if official else {**parts, "test": test}
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -130,12 +238,12 @@ def own(name: str) -> tuple[Tensor, Tensor]:
     return x.float(), y.long()
 
 
-def flip(y: Tensor, share: float, classes: int, generator: torch.Generator) -> Tensor:
-    """Exactly round(share·N) of the labels, moved to another class."""
+def flip(y: Tensor, share: float, classes: int, generator: torch.Generator, confused: Tensor | None = None) -> Tensor:
+    """Exactly round(share·N) of the labels, moved to another class, or to confused[class]."""
     chosen = torch.randperm(len(y), generator=generator)[: round(share * len(y))]
     shift = torch.randint(1, max(classes, 2), (len(chosen),), generator=generator)
     y = y.clone()
-    y[chosen] = (y[chosen] + shift) % classes
+    y[chosen] = (y[chosen] + shift) % classes if confused is None else confused[y[chosen]]
     return y
 
 

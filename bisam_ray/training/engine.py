@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..config import Config, ConfigError, Optim, Scale
 from ..optim import shapes
@@ -37,15 +38,8 @@ from ..optim.sampa import Parallel
 from ..optim.schedule import Sequential
 from ..optim.step import Losses
 from . import data, models
+from .feed import Batch, Feed
 from .plugins import load_function
-
-
-class Batch(NamedTuple):
-    """Inputs, targets, and each example's position in the stream of all batches: what its dropout mask depends on."""
-
-    x: Tensor
-    y: Tensor
-    position: Tensor
 
 
 class Diverged(RuntimeError):
@@ -68,10 +62,16 @@ class EpochRecord:
 
 
 class StepRecord(NamedTuple):
-    """What a step left behind: how many were made, how many an epoch has, and `state()` as of an `EpochRecord`."""
+    """What a step left behind.
+
+    How many steps were made and how many an epoch has; the seconds that the first one of this process took to come,
+    and took itself (compiling included); `state()` as of an `EpochRecord`.
+    """
 
     step: int
     of: int
+    to_first: float
+    first: float
     state: Callable[[], dict[str, Any]]
 
 
@@ -102,24 +102,25 @@ def run(
     Raises:
         Diverged: the training loss is not finite.
     """
+    called = time.perf_counter()
     comm = comm or Solo()
     torch.set_num_threads(config.scale.threads)
     device = device_of(config.scale)
 
-    optim, seed, batch_size = config.optim, config.seed, config.data.batch_size
+    optim, seed = config.optim, config.seed
     learned = optim.radius == "learned"
     splits = data.load(config.data)
     fit, hyper = (split.to(device) for split in splits.fitting(learned))
     val = splits.val.to(device)
-    epoch_steps = max(1, (len(splits.train) + len(splits.hyper)) // batch_size)
+    epoch_steps = max(1, (len(splits.train) + len(splits.hyper)) // config.data.batch_size)
     total_steps = epoch_steps * config.train.epochs
-    batches = data.Stream(len(fit), batch_size, data.mixed(seed, 3))
-    hyper_batches = data.Stream(max(1, len(hyper)), batch_size, data.mixed(seed, 4))
+    fit_batch = Feed(fit, config.data, data.mixed(seed, 3), comm)
+    hyper_batch = Feed(hyper, config.data, data.mixed(seed, 4), comm)
 
     torch.manual_seed(data.mixed(seed, 5))
-    shape = tuple(fit.x.shape[1:])
-    model = models.build(config.model.name, shape, splits.classes).to(device)
-    if len(shape) == 3:
+    given = config.model.weights if state is None else None  # a checkpoint has its own
+    model = models.build(config.model.name, fit.shape, splits.classes, given).to(device)
+    if len(fit.shape) == 3:
         model = model.to(memory_format=torch.channels_last)
     forward = torch.compile(model) if config.scale.compile else model
     params = [p for p in model.parameters() if p.requires_grad]
@@ -130,6 +131,8 @@ def run(
     scaler = torch.amp.GradScaler(device.type) if config.scale.precision == "float16" else None
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(config.scale.precision)
     reduced = torch.autocast(device.type, half) if half is not None else nullcontext()
+    twice = learned and config.lets.curvature == "exact"  # fused kernels of attention have no second derivative
+    attention = partial(sdpa_kernel, SDPBackend.MATH) if twice else nullcontext
 
     # torch.manual_seed would do, but formats a traceback at every call for devices that are not initialised
     masks = (
@@ -141,19 +144,11 @@ def run(
         nonlocal first
         x, y, position = batch
         masks.manual_seed(data.mixed(seed, 6, int(position[0])))  # all passes over an example draw the same masks
-        with reduced:
+        with reduced, attention():
             logits = forward(x)
         logits = logits if half is None else logits.float()
         first = (logits.detach(), y) if first is None else first
         return losses(optim, logits, y, radius.learned if isinstance(radius, LETS) else {})
-
-    def draw(split: data.Split, stream: data.Stream, step: int) -> Batch:
-        chosen, position = (
-            part.tensor_split(comm.world)[comm.rank]
-            for part in (stream.batch(step), torch.arange(stream.batch_size) + step * stream.batch_size)
-        )
-        chosen = chosen.to(device)
-        return Batch(split.x[chosen], split.y[chosen], position)
 
     take_step = schedule(config, params, base, evaluate, radius, model=model, comm=comm, scaler=scaler)
     radii = torch.zeros(total_steps, dtype=torch.float64, device=device)
@@ -199,6 +194,7 @@ def run(
         return result
 
     metrics = {} if state is None else state["metrics"]
+    took: tuple[float, float] | None = None  # seconds to the first step, and of it
     if start == config.train.epochs:  # the run was finished before: its last record once more
         yield EpochRecord(start, metrics, snapshot, evaluated)
     for epoch in range(start + 1, config.train.epochs + 1):
@@ -207,10 +203,10 @@ def run(
         for step in range(done, epoch * epoch_steps):
             for group in base.param_groups:
                 group["lr"] = optim.lr * 0.5 * (1 + math.cos(math.pi * step / total_steps))
-            first = None
-            ahead = {"following": partial(draw, fit, batches, step + 1)} if isinstance(take_step, Parallel) else {}
-            stats = take_step(draw(fit, batches, step), hyper=partial(draw, hyper, hyper_batches, step), **ahead)
-            cost += stats.cost * batches.batch_size
+            first, step_began = None, time.perf_counter()
+            ahead = {"following": partial(fit_batch, step + 1)} if isinstance(take_step, Parallel) else {}
+            stats = take_step(fit_batch(step), hyper=partial(hyper_batch, step), **ahead)
+            cost += stats.cost * fit_batch.stream.batch_size
             radii[step] = stats.rho
             assert first is not None
             accuracy = (first[0].argmax(-1) == first[1]).float().mean()
@@ -223,7 +219,7 @@ def run(
                 stats.grad_norm,
                 *(v if v is not None else 0.0 for v in learning),
             ]
-            row = torch.stack([torch.as_tensor(v, dtype=totals.dtype, device=device) for v in seen])
+            row = torch.stack([on_device(v, totals) for v in seen])
             if scaler is not None:  # steps that overflowed are in no mean; if all did, it is NaN
                 counted += row.isfinite()
                 row.nan_to_num_(0.0, 0.0, 0.0)
@@ -231,7 +227,11 @@ def run(
             done = step + 1
             if config.train.save_steps and done % config.train.save_steps == 0:
                 synchronise(comm, [totals, counted], list(model.buffers()), radius)
-            after_step(StepRecord(done, epoch_steps, snapshot))
+            if took is None:
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                took = step_began - called, time.perf_counter() - step_began
+            after_step(StepRecord(done, epoch_steps, *took, snapshot))
         means_of = totals / (epoch_steps if scaler is None else counted)
         totals.zero_()
         counted.zero_()
@@ -256,6 +256,14 @@ def run(
         }
 
         yield EpochRecord(epoch, metrics, snapshot, evaluated)
+
+
+LARGEST = 1 << 24  # numbers in the inputs of one piece of an evaluation
+
+
+def on_device(value: Tensor | float, like: Tensor) -> Tensor:
+    """A number beside others. One of Python's is filled in: to copy it to a GPU would wait for what runs there."""
+    return value.to(like) if isinstance(value, Tensor) else torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 STEP_METRICS = (
@@ -414,9 +422,9 @@ def trained(config: Config, state: dict[str, Any]) -> tuple[nn.Module, Tensor]:
     """The network of a checkpoint's state (of its first fold), on the CPU in evaluation mode, and some inputs."""
     config, state = members(config, state)[0]
     splits = data.load(config.data)
-    model = models.build(config.model.name, tuple(splits.train.x.shape[1:]), splits.classes)
+    model = models.build(config.model.name, splits.val.shape, splits.classes)
     model.load_state_dict(state["model"])
-    return model.eval(), splits.val.x[:4]
+    return model.eval(), splits.val[:4].ready().inputs
 
 
 def evaluate(config: Config, state: dict[str, Any], split: str) -> Evaluation:
@@ -432,11 +440,12 @@ def mean_evaluation(found: list[Evaluation]) -> Evaluation:
 
 
 @torch.no_grad()
-def assess(model: nn.Module, split: data.Split, batch_size: int = 1024) -> Evaluation:
-    """Cross entropy and accuracy of one split, in evaluation mode."""
+def assess(model: nn.Module, split: data.Split) -> Evaluation:
+    """Cross entropy and accuracy of one split, in evaluation mode; in pieces that fit the memory."""
     was_training = model.training
     model.eval()
-    logits = torch.cat([model(x) for x in split.x.split(batch_size)])
+    batch_size = min(1024, max(16, LARGEST // math.prod(split.shape)))
+    logits = torch.cat([model(part.inputs) for part in split.batches(batch_size)])
     model.train(was_training)
     hits = (logits.argmax(-1) == split.y).double()
     loss = cross_entropy(logits.double(), split.y)

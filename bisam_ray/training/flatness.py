@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..config import ConfigError
 from ..optim.losses import cross_entropy
@@ -69,7 +70,7 @@ def measure(place: checkpoint.Place, landscape: bool) -> dict[str, Any]:
     device = engine.device_of(config.scale)
     model = model.to(device)
     train = data.load(config.data).train.to(device)
-    if train.x.dim() == 4:
+    if len(train.shape) == 3:
         model = model.to(memory_format=torch.channels_last)  # halves the time of the landscape
     chosen = subset(train, EXAMPLES)
     found = hessian_eigenvalue(model, chosen)
@@ -92,9 +93,9 @@ def rounded(values: Any) -> Any:
 def subset(split: data.Split, most: int, seed: int = SEED) -> data.Split:
     """All of a split, or `most` of its examples, drawn without replacement."""
     if len(split) <= most:
-        return split
+        return split.ready()
     chosen = torch.randperm(len(split), generator=data.seeded(seed, 7))[:most].to(split.y.device)
-    return data.Split(split.x[chosen], split.y[chosen])
+    return split[chosen].ready()
 
 
 def hessian_eigenvalue(model: nn.Module, split: data.Split, batch_size: int = BATCH, seed: int = SEED) -> Eigenvalue:
@@ -113,8 +114,9 @@ def hessian_eigenvalue(model: nn.Module, split: data.Split, batch_size: int = BA
         """∇²L·v, the gradient of ⟨∇L, v⟩, summed over batches."""
         direction = [part.view_as(p) for part, p in zip(vector.split(sizes), params, strict=True)]
         total = torch.zeros_like(vector)
-        for x, y in zip(split.x.split(batch_size), split.y.split(batch_size), strict=True):
-            loss = cross_entropy(model(x), y) * (len(y) / len(split))
+        for x, y in zip(split.inputs.split(batch_size), split.y.split(batch_size), strict=True):
+            with sdpa_kernel(SDPBackend.MATH):  # fused kernels of attention have no second derivative
+                loss = cross_entropy(model(x), y) * (len(y) / len(split))
             # parameters that the loss does not depend on have zeros
             gradient = torch.autograd.grad(loss, params, create_graph=True, materialize_grads=True)
             slope = torch.stack([(g * v).sum() for g, v in zip(gradient, direction, strict=True)]).sum()
@@ -219,7 +221,7 @@ def loss_landscape(
         moved = torch._foreach_add(weights, list(first.values()), alpha=a)
         torch._foreach_add_(moved, list(second.values()), alpha=b)
         torch._foreach_copy_(params, moved)  # twice as fast here as torch.func.functional_call
-        logits = torch.cat([model(x) for x in split.x.split(batch_size)])
+        logits = torch.cat([model(x) for x in split.inputs.split(batch_size)])
         error = (logits.argmax(-1) != split.y).double().mean()
         return cross_entropy(logits.double(), split.y).item(), error.item()
 
