@@ -1,32 +1,111 @@
-"""Networks by name.
+"""Networks by name, and their starting weights.
 
 cnn                  two 3×3 convolutions (16, 32) and a hidden layer (64), batch norm everywhere
 mlp                  two hidden layers (64, 64), batch norm
+resnet20 32 56 110   the CIFAR networks of "Deep Residual Learning" (2016), projection shortcuts         (pytorchcv)
+wrn28-2 wrn28-10     "Wide Residual Networks" (2016), without dropout                                    (pytorchcv)
+pyramidnet110        "Deep Pyramidal Residual Networks" (2017), α = 270, the widest of its depth         (pytorchcv)
+resnet18 resnet50    images up to 64 px: a 3×3 stem of stride 1 and no max-pool; above: ImageNet's       (torchvision)
+densenet121          likewise; the small stem has no norm of its own                                     (torchvision)
+vgg19bn              images up to 64 px: one linear layer after the convolutions; above: ImageNet's      (torchvision)
+vit-small vit-base   patches of 4 px in images up to 64 px, of 16 px above                               (timm)
 torchvision/NAME     any torchvision classifier, e.g. torchvision/resnet18
-pytorchcv/NAME       any pytorchcv classifier, e.g. pytorchcv/resnet20_cifar10 (pip install pytorchcv)
+pytorchcv/NAME       any pytorchcv classifier, e.g. pytorchcv/resnet20_cifar10; α = 48 is pyramidnet110_a48_cifar10
+timm/NAME            any timm classifier, e.g. timm/convnext_tiny or, with the tag of its weights, timm/resnet50.tv_in1k
 module:function      your own: function(input_shape, classes) returns a torch.nn.Module
+
+pytorchcv and timm come with `pip install '.[models]'`. Grey images are repeated on three channels.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from functools import partial
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..config import ConfigError, suggest
+from . import weights as starting
+from .networks import LIBRARIES, NETWORKS, ToRGB, colour
 from .plugins import load_function
 
 
-def build(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """A network from inputs (N, *input_shape) to logits (N, classes); weights from torch's global generator."""
-    if name in BUILT_IN:
-        return BUILT_IN[name](input_shape, classes)
+def build(name: str, input_shape: tuple[int, ...], classes: int, weights: str | None = None) -> nn.Module:
+    """A network from inputs (N, *input_shape) to logits (N, classes).
+
+    Args:
+        name: one of NAMES, or `module:function`.
+        input_shape: (C, H, W) of an image, or the shape of any other example.
+        classes: how many logits.
+        weights: `hub` or a file, see training/weights.py; None: initialised from torch's global generator. A head of
+            another size stays as initialised, which is told on stderr.
+
+    Raises:
+        ConfigError: unknown, not installed, not for such inputs, or weights of another network.
+    """
+    check(name, weights)
     library, _, rest = name.partition("/")
-    if library in LIBRARIES and rest:
-        return LIBRARIES[library](rest, input_shape, classes)
-    model = load_function("model.name", name)(input_shape, classes)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model.name={name}: must return a torch.nn.Module, not {type(model).__name__}")
+    if name in BUILT_IN:
+        model = BUILT_IN[name](input_shape, classes)
+    elif name in NETWORKS:
+        model = colour(name, input_shape, partial(NETWORKS[name].build, input_shape, classes))
+    elif library in LIBRARIES and rest:
+        model = LIBRARIES[library](rest, input_shape, classes)
+    else:
+        model = load_function("model.name", name)(input_shape, classes)
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model.name={name}: must return a torch.nn.Module, not {type(model).__name__}")
+    if weights is not None:
+        source = starting.download(published(name)) if weights == "hub" else starting.read(weights)
+        inner = model[1] if isinstance(model, nn.Sequential) and isinstance(model[0], ToRGB) else model
+        starting.put(inner, source, classes, f"model.weights={weights}", name)
     return model
+
+
+def check(name: str, weights: str | None = None) -> None:
+    """What can be known without building the network: its name, its library, and that its weights are there.
+
+    Names of pytorchcv are left to `build`: the list of them takes seconds to import.
+
+    Raises:
+        ConfigError: unknown name, library not installed, no such file, nothing published, or the hub out of reach.
+    """
+    library, _, rest = name.partition("/")
+    library = NETWORKS[name].library if name in NETWORKS else library
+    if library in ("pytorchcv", "timm"):
+        need(library, name)
+    if library == "torchvision" and rest:
+        from torchvision.models import list_models
+
+        if rest not in list_models():
+            raise ConfigError(f"model.name={name}: unknown{suggest(rest, list_models())}")
+    if library == "timm" and rest:
+        from timm.models import is_model, is_model_pretrained, list_models, list_pretrained
+
+        if not (is_model_pretrained(rest) if "." in rest else is_model(rest)):
+            known = list_pretrained() if "." in rest else list_models()
+            raise ConfigError(f"model.name={name}: unknown{suggest(rest, known)}")
+    if weights == "hub":
+        if not published(name):
+            having = ", ".join([*(n for n, network in NETWORKS.items() if network.published), "timm/NAME"])
+            raise ConfigError(f"model.weights=hub: nothing is published for model.name={name}; there is for {having}")
+        need("timm", name)
+        starting.reach(published(name))
+    elif weights is not None:
+        starting.check_file(weights)
+
+
+def published(name: str) -> str:
+    """timm's name of the network, whose published weights fit; empty if there is none."""
+    if name in NETWORKS:
+        return NETWORKS[name].published
+    return name.removeprefix("timm/") if name.startswith("timm/") else ""
+
+
+def need(library: str, name: str) -> None:
+    if importlib.util.find_spec(library) is None:
+        raise ConfigError(f"model.name={name}: needs {library}, which is not installed: pip install '.[models]'")
 
 
 def cnn(input_shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -56,34 +135,5 @@ def hidden(inputs: int, outputs: int) -> list[nn.Module]:
     return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
 
 
-class ToRGB(nn.Module):
-    """Repeats a grey image on three channels, for networks made for colour."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.expand(-1, 3, -1, -1)
-
-
-def torchvision(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    from torchvision.models import get_model, list_models
-
-    if name not in list_models():
-        raise ConfigError(f"model.name=torchvision/{name}: unknown{suggest(name, list_models())}")
-    if len(input_shape) != 3 or input_shape[0] not in (1, 3):
-        raise ConfigError(f"model.name=torchvision/{name}: needs grey or colour images, not shape {input_shape}")
-    model = get_model(name, weights=None, num_classes=classes)
-    return model if input_shape[0] == 3 else nn.Sequential(ToRGB(), model)
-
-
-def pytorchcv(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    try:
-        from pytorchcv.model_provider import get_model
-    except ModuleNotFoundError:
-        raise ConfigError(f"model.name=pytorchcv/{name}: needs 'pip install pytorchcv'") from None
-    try:
-        return get_model(name, in_channels=input_shape[0], in_size=tuple(input_shape[1:]), num_classes=classes)
-    except ValueError as error:
-        raise ConfigError(f"model.name=pytorchcv/{name}: {error}") from None
-
-
 BUILT_IN = {"cnn": cnn, "mlp": mlp}
-LIBRARIES = {"torchvision": torchvision, "pytorchcv": pytorchcv}
+NAMES: tuple[str, ...] = (*BUILT_IN, *NETWORKS, *(f"{library}/NAME" for library in LIBRARIES))
