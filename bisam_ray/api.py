@@ -1,16 +1,18 @@
 """The verbs as Python functions; the command line calls these and prints what they return.
 
-Each takes configuration the same way: `config`, a YAML file or a mapping or several of them, then overrides as a
-mapping of dotted keys or as keyword arguments for plain names (`method`, `seed`, `data`, `model`).
+Each takes configuration the same way: `config`, a YAML file, the name of a recipe, a mapping, or several of them, then
+overrides as a mapping of dotted keys or as keyword arguments for plain names (`method`, `seed`, `data`, `model`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from . import catalogue
 from .config import Config, ConfigError, load, merge, resolve
 from .progress import Progress
 from .results import Comparison, SearchResult, TrainResult
@@ -27,12 +29,15 @@ if TYPE_CHECKING:
     from .study.outcome import Summary
     from .study.plan import Plan
 
+STARTING = "{}: starting"
+PATIENCE_S = 5.0  # one wonders what a longer beginning was spent on
+
 Layer = Mapping[str, Any]
 Source = str | Path | Layer
 
 
 def layers(config: Source | Sequence[Source] | None) -> dict[str, Any]:
-    """Files and mappings, in order, as one layer."""
+    """Files, recipes by name, and mappings, in order, as one layer."""
     merged: dict[str, Any] = {}
     sources = [] if config is None else [config] if isinstance(config, str | Path | Mapping) else list(config)
     for source in sources:
@@ -40,7 +45,7 @@ def layers(config: Source | Sequence[Source] | None) -> dict[str, Any]:
             merge(merged, source)
             continue
         try:
-            merge(merged, load(source))
+            merge(merged, load(catalogue.find(source)))
         except ConfigError as error:
             told = str(error)
             raise ConfigError(told if told.startswith(str(source)) else f"{source}: {told}") from None
@@ -91,12 +96,12 @@ def continue_run(directory: Path, config: Config, quiet: bool) -> TrainResult:
         recorded = read(directory).runs.get(name)
         known = {e["epoch"] for e in recorded.epochs} if recorded else set()
         driver.begin(name, config, arm=config.method, phase="final")
-        progress.update(f"{config.method}: starting")
+        progress.update(STARTING.format(config.method))
         if config.scale.workers > 1:
             cluster.connect()
             cluster.check_shared(driver.root)
         try:
-            for epoch in launch.launch(job):
+            for epoch in launch.launch(job, partial(follow_steps, progress, config)):
                 if epoch.epoch in known and epoch.final is None:
                     continue  # between the last checkpoint and the kill: recorded before
                 driver.follow(job, epoch)
@@ -108,6 +113,16 @@ def continue_run(directory: Path, config: Config, quiet: bool) -> TrainResult:
             driver.end(name, outcome, error=str(error), checkpoint=job.checkpoint)
             raise
     return TrainResult(directory, read(directory).runs[name])
+
+
+def follow_steps(progress: Progress, config: Config, step: Any) -> None:
+    """Tell how far an epoch is, and how long the beginning took if one had to wait for it."""
+    epoch = (step.step - 1) // step.of + 1
+    if progress.text.startswith(STARTING.format(config.method)) and step.to_first + step.first > PATIENCE_S:
+        compiled = ", the network's compilation included" if config.scale.compile else ""
+        progress.say(f"first step after {step.to_first:.1f} s; it took {step.first:.1f} s{compiled}")
+    done, text = step.step / step.of, f"{config.method}: epoch {epoch} of {config.train.epochs}"
+    progress.update(f"{text}, step {step.step - (epoch - 1) * step.of} of {step.of}", done - progress.done)
 
 
 def latest(root: Path, config: Config) -> Path | None:

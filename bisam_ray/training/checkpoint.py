@@ -59,6 +59,17 @@ def save(place: Place, config: Config, state: dict[str, Any], last: bool = False
         raise NotSaved(f"{place}: not saved ({why}); mend that, then go on with --resume: the rest is kept") from error
 
 
+def copied(state: Any) -> Any:
+    """The same numbers in the memory of this process, which no later step changes."""
+    import torch
+
+    if isinstance(state, torch.Tensor):
+        return state.detach().clone() if state.device.type == "cpu" else state.detach().cpu()
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    return type(state)(map(copied, state)) if isinstance(state, list | tuple) else state
+
+
 def write(place: Place, config: Config, state: dict[str, Any], last: bool) -> None:
     import torch
 

@@ -14,7 +14,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -22,7 +23,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from ..config import Config, ConfigError, Scale
+from ..config import Config, ConfigError, Data, Model, Scale
 from . import checkpoint
 from .cluster import connect, cpus
 from .plugins import load_function
@@ -67,28 +68,50 @@ class Failure:
 
 
 class Saver:
-    """Writes a run's checkpoints when they are due."""
+    """Writes a run's checkpoints when they are due, beside the training: that waits only until the state is copied."""
 
     def __init__(self, job: Job, history: list[dict[str, float]]) -> None:
         self.job, self.history = job, history
         self.saved, self.pause = time.monotonic(), CHECKPOINT_EVERY_S
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.writing: Future[None] | None = None
 
     def due(self) -> bool:
-        return time.monotonic() - self.saved > self.pause
+        under_way = self.writing is not None and not self.writing.done()
+        return not under_way and time.monotonic() - self.saved > self.pause
 
-    def save(self, state: dict[str, Any], last: bool = False) -> None:
+    def save(self, state: dict[str, Any], wait: bool = False, last: bool = False) -> None:
+        """Write it; with `wait`, it is on the disk when this returns.
+
+        Raises:
+            NotSaved: this one could not be written, or the one before.
+        """
+        self.finish()
+        content = {**state, "history": list(self.history)}
+        if wait or last:
+            self.write(content, last)
+        else:
+            self.writing = self.writer.submit(self.write, checkpoint.copied(content), last)
+
+    def write(self, state: dict[str, Any], last: bool) -> None:
         began = time.monotonic()
-        checkpoint.save(self.job.checkpoint, self.job.config, {**state, "history": self.history}, last)
+        checkpoint.save(self.job.checkpoint, self.job.config, state, last)
         self.saved = time.monotonic()
         self.pause = max(CHECKPOINT_EVERY_S, (self.saved - began) / SAVING)
 
+    def finish(self) -> None:
+        """Wait for what is being written."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
 
-def steps(job: Job, comm: Any = None) -> Iterator[Epoch]:
+
+def steps(job: Job, comm: Any = None, on_step: Callable[[Any], None] = lambda step: None) -> Iterator[Epoch]:
     """Train `job`, saving its checkpoint every few seconds, after the epochs of `save_at` and after the last.
 
     With `resume`, continues from the checkpoint if there is one, and first tells its epochs once more: what a killed
     listener did not hear is not lost. The last `Epoch` carries the final metrics: on val, and on test if the job asks
-    for it; this is the only place where test is ever looked at.
+    for it; this is the only place where test is ever looked at. `on_step` hears of every step (`engine.StepRecord`).
     """
     from . import engine, folds
 
@@ -112,15 +135,19 @@ def steps(job: Job, comm: Any = None) -> Iterator[Epoch]:
         due = saver.due() if alone else bool(every) and step.step % every == 0
         if writer and due and step.step % step.of:
             saver.save(step.state())
+        on_step(step)
 
     one = job.folds == 1
     runs = engine.run(job.config, comm, state, after_step) if one else folds.run(job.config, job.folds, comm, state)
-    for record in runs:
-        last = record.epoch == job.config.train.epochs
-        history.append(record.metrics)
-        if writer and (last or record.epoch in job.save_at or saver.due()):
-            saver.save(record.state(), last)
-        yield Epoch(record.epoch, record.metrics, final_metrics(record, job.test) if last else None)
+    try:
+        for record in runs:
+            last, wanted = record.epoch == job.config.train.epochs, record.epoch in job.save_at
+            history.append(record.metrics)
+            if writer and (last or wanted or saver.due()):
+                saver.save(record.state(), wanted, last)
+            yield Epoch(record.epoch, record.metrics, final_metrics(record, job.test) if last else None)
+    finally:
+        saver.finish()
 
 
 class Measured(NamedTuple):
@@ -194,6 +221,14 @@ def check_feasible(config: Config, folds: int = 1) -> None:
     for field, name in (("data.name", config.data.name), ("model.name", config.model.name)):
         if ":" in name:
             load_function(field, name)
+    if config.data.name != Data().name:
+        from . import datasets
+
+        datasets.check(config.data)
+    if config.model != Model():
+        from . import models
+
+        models.check(config.model.name, config.model.weights)
     if config.optim.rho_schedule not in (None, "lr"):
         from .engine import radius_shape
 
@@ -230,7 +265,7 @@ def check_feasible(config: Config, folds: int = 1) -> None:
         if torch.cuda.device_count() < scale.workers * scale.gpus_per_worker:
             raise ConfigError(
                 f"scale.gpus_per_worker={scale.gpus_per_worker:g}: this machine has {torch.cuda.device_count()} GPUs "
-                f"for {scale.workers} workers"
+                f"for {scale.workers} workers (nearest: {torch.cuda.device_count() / scale.workers:g})"
             )
     if scale.workers > 1:
         ray = sys.modules.get("ray")
@@ -244,11 +279,11 @@ def check_feasible(config: Config, folds: int = 1) -> None:
             raise ConfigError(f"scale.{field}={fewest}: only {available} CPUs here (nearest: {available})")
 
 
-def launch(job: Job) -> Iterator[Epoch]:
-    """One run, in this process or distributed, as its configuration says."""
+def launch(job: Job, on_step: Callable[[Any], None] = lambda step: None) -> Iterator[Epoch]:
+    """One run, in this process or distributed, as its configuration says; `on_step` hears of the steps of the first."""
     check_feasible(job.config, job.folds)
     if job.config.scale.workers == 1:
-        return steps(job)
+        return steps(job, on_step=on_step)
     from .trainer import distributed
 
     return distributed(job)

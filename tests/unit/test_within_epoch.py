@@ -2,6 +2,8 @@
 
 import errno
 import os
+import threading
+import time
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ import torch
 from bisam_ray.cli import explained
 from bisam_ray.config import ConfigError, resolve
 from bisam_ray.training import checkpoint, engine, launch
+
+from .test_engine import same
 
 SETTINGS = [
     {"method": "sgd"},
@@ -57,24 +61,64 @@ def test_one_worker_saves_within_an_epoch_as_time_goes_by(tmp_path, monkeypatch)
     (tmp_path / "run.pt").unlink()
     monkeypatch.setattr(launch, "CHECKPOINT_EVERY_S", 0.0)
     monkeypatch.setattr(launch, "SAVING", 1e9)
-    saved = []
+    saved, cut = [], []
     save = checkpoint.save
 
     def counting(place, config, state, last=False):
         saved.append(state["step"])
         save(place, config, state, last)
-        if state["step"] == 20:
+        if state["step"] >= 17 and not cut:
+            cut.append(True)
             raise Cut
 
     monkeypatch.setattr(checkpoint, "save", counting)
     with pytest.raises(Cut):
         list(launch.steps(job))
-    assert saved == list(range(1, 21))
+    assert saved == sorted(set(saved))
+    assert saved[-1] >= 17  # of 15 steps an epoch
+    assert any(step % 15 for step in saved)
     again = list(launch.steps(job))
     assert [epoch.epoch for epoch in again] == [1, 2, 3]
     assert again[-1].final == whole[-1].final
     assert again[1].metrics["train/loss"] == whole[1].metrics["train/loss"]
     assert not checkpoint.previous(tmp_path / "run.pt").exists()  # nobody needs it any more
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """What is written is the state of that step, whatever the steps after it do; and its failure is heard."""
+    config = resolve({"model.name": "mlp", "train.epochs": 3, "method": "lets-sam"})
+    monkeypatch.setattr(launch, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(launch, "SAVING", 1e9)
+    free, made, written, save = threading.Event(), [], [], checkpoint.save
+
+    def slow(place, config, state, last=False):
+        if not last:
+            assert free.wait(30)
+        written.append((state["step"], made[-1] if made else 0))
+        save(place, config, state, last)
+
+    def on_step(step):
+        made.append(step.step)
+        if step.step == 1:
+            save(tmp_path / "now.pt", config, {**step.state(), "history": []})
+        elif step.step == 10:
+            free.set()
+        elif step.step == 11:
+            while not (tmp_path / "run.pt").exists():
+                time.sleep(0.01)
+            same(checkpoint.load(tmp_path / "run.pt")[1], checkpoint.load(tmp_path / "now.pt")[1])
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    list(launch.steps(launch.Job("run", config, tmp_path / "run.pt"), on_step=on_step))
+    assert written[0][0] == 1
+    assert written[0][1] >= 10
+
+    def full(place, config, state, last=False):
+        raise checkpoint.NotSaved("the disk is full")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(checkpoint.NotSaved, match="the disk is full"):
+        list(launch.steps(launch.Job("run", config, tmp_path / "other.pt")))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "rubbish"])
