@@ -20,7 +20,7 @@ import click
 import yaml
 
 from .config import ConfigError
-from .options import configured, lasting, searched
+from .options import configured, lasting, layered, searched
 
 
 class Verbs(click.Group):
@@ -147,12 +147,18 @@ DEMO = {"data": {"name": "digits", "label_noise": 0.4}, "model": {"name": "cnn"}
 @verb
 @configured
 @click.option("--resume", is_flag=True, help="Continue this configuration's latest run from its checkpoint.")
-def train(storage: str, quiet: bool, config: tuple, words: tuple, print_config: bool, resume: bool) -> tuple[Any, str]:
+@click.option("--smoke", is_flag=True, help="Two steps of it on generated data, on one core: does it run at all?")
+def train(
+    storage: str, quiet: bool, config: tuple, words: tuple, print_config: bool, resume: bool, smoke: bool
+) -> tuple[Any, str]:
     """Make one run."""
-    from . import api
+    from . import api, catalogue
     from .config import overrides
 
     given = overrides(words)
+    if smoke:
+        config = (*config, given)
+        given = catalogue.smoke(api.layers(config))
     if print_config:
         return printed(api.layers(config), given)
     result = api.train(config, given, storage=storage, resume=resume, quiet=quiet)
@@ -167,7 +173,7 @@ def train(storage: str, quiet: bool, config: tuple, words: tuple, print_config: 
 
 @verb
 @click.argument("arguments", nargs=-1, metavar="[SPACE] [KEY=VALUE]...")
-@click.option("-c", "--config", multiple=True, metavar="FILE", help="YAML; later files win.")
+@layered
 @click.option("--print-config", is_flag=True, help="Print a trial's resolved configuration and stop.")
 @click.option("--dry-run", is_flag=True, help="Tell trials, gradients and hours, and stop.")
 @click.option("--replay", metavar="STUDY", help="Recorded curves answer instead of training: try settings in seconds.")
@@ -225,7 +231,7 @@ def search(
 
 @verb
 @click.argument("arguments", nargs=-1, metavar="[METHOD|SPACE]... [KEY=VALUE]...")
-@click.option("-c", "--config", multiple=True, metavar="FILE", help="YAML; later files win.")
+@layered
 @click.option("--arms", metavar="KINDS", help="Of fixed,warm-up,searched,learned,around,replayed.  [default: all]")
 @click.option("--seeds", type=int, help="Replicates.  [default: 5]")
 @click.option("--trials", type=int, help="Trials per search.  [default: 16]")
@@ -379,6 +385,24 @@ def doctor(storage: str, quiet: bool) -> tuple[Any, str]:
             click.echo(json.dumps(result))
         sys.exit(1)
     return result, ""
+
+
+@main.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the configurations of papers that -c takes by name; with NAME: print that one."""
+    from . import catalogue
+
+    try:
+        if name:
+            click.echo(catalogue.find(name).read_text(encoding="utf-8"), nl=False)
+            return
+        rows = catalogue.table()
+    except ConfigError as error:
+        fail(2, str(error))
+    widths = {column: max(len(row[column]) for row in rows) for column in rows[0]}
+    for row in [{column: column for column in widths}, *rows]:
+        click.echo("  ".join(text.ljust(widths[column]) for column, text in row.items()).rstrip())
 
 
 @main.command("runtime-env")

@@ -10,9 +10,15 @@ import click
 
 def configured(function: Callable[..., Any]) -> Callable[..., Any]:
     """-c FILE, key=value words, --print-config."""
-    function = click.option("-c", "--config", multiple=True, metavar="FILE", help="YAML; later files win.")(function)
+    function = layered(function)
     function = click.option("--print-config", is_flag=True, help="Print the resolved configuration and stop.")(function)
     return click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")(function)
+
+
+def layered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """-c FILE."""
+    told = "YAML, or the name of a recipe; later ones win."
+    return click.option("-c", "--config", multiple=True, metavar="FILE", help=told)(function)
 
 
 def searched(function: Callable[..., Any]) -> Callable[..., Any]:
