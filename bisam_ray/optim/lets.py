@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from .comm import Comm, Solo, Tensors, owned
-from .perturbation import dot
+from .perturbation import dot, readable
 from .radius import LossGradient, Perturbed, warmup_factor
 from .sensitivity import known
 
@@ -242,7 +242,7 @@ class LETS:
         self.curved = self.hyper = None
         before = self.log, self.moment, self.moment2, self.mean_gap
         kept = None
-        if gap.device.type != "cpu":  # nobody waits for the device
+        if not readable(gap):
             kept = [t.clone() for t in before]
         elif not all(map(math.isfinite, (float(gap), *along.tolist()))):
             return  # an overflow, under a loss scaler, teaches nothing

@@ -30,6 +30,11 @@ def global_norm(tensors: Tensors) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
 
 
+def readable(number: Tensor) -> bool:
+    """Whether Python may read it at no cost: a GPU would first finish all that it has been given."""
+    return number.device.type == "cpu"
+
+
 def dot(left: Tensors, right: Tensors) -> Tensor:
     """Inner product of two lists of tensors taken as vectors, a 0-d tensor."""
     return torch.stack([torch.dot(*lines(a, b)) for a, b in zip(left, right, strict=True)]).sum()
@@ -115,7 +120,7 @@ class Perturbation:
             norm = global_norm(ascent)
         # ‖a‖ = 0 stays where it is, never NaN: √tiny is far below any real gradient, and ρ/√tiny is finite
         tiny = torch.finfo(norm.dtype).tiny ** 0.5
-        if norm.device.type == "cpu" and not isinstance(rho, list):  # reading a number costs nothing: one pass
+        if readable(norm) and not isinstance(rho, list):  # in one pass
             ratio = float(rho) / (max(float(norm), tiny) * self.published)
             for p, s, m in zip(params, scaled, self.moved, strict=True):
                 torch.add(p, s, alpha=ratio, out=m)

@@ -86,7 +86,8 @@ def sgd(state: dict[str, Any], group: dict[str, Any], decoupled: bool, w: Tensor
 
 def adam(state: dict[str, Any], group: dict[str, Any], decoupled: bool, w: Tensor, h: Tensor) -> Tensor:
     (beta1, beta2), eps, wd = group["betas"], group["eps"], group["weight_decay"]
-    t = float(state["step"]) + 1 if state else 1.0
+    # a fused optimizer counts its steps on the device, from where they are not read
+    t = state["step"].double() + 1 if state else 1.0
     q = h if decoupled or wd == 0 else h + wd * w
     m = torch.lerp(state["exp_avg"], q, 1 - beta1) if state else (1 - beta1) * q
     v = torch.lerp(state["exp_avg_sq"], q * q, 1 - beta2) if state else (1 - beta2) * q * q
