@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -27,6 +27,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def listed(value: Any) -> Any:
+    """`a,b` for [a, b], as one writes it on the command line."""
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
 class Data(Section):
     name: str = "digits"
     """One of DATASETS, or `module:function` returning (inputs, targets); see training/data.py."""
@@ -35,7 +40,7 @@ class Data(Section):
     download: bool = False
     limit: int | None = Field(None, ge=10)
     """So many of the training examples only, drawn by split_seed; test stays whole."""
-    augment: tuple[Literal["crop", "flip", "cutout"], ...] = ()
+    augment: Annotated[tuple[Literal["crop", "flip", "cutout"], ...], BeforeValidator(listed)] = ()
     """Of train and hyper, per example; see training/augment.py."""
     standardise: Literal["data", "imagenet", "half"] | None = None
     """Stored images: by the statistics of what is trained on (of images in memory, unless told otherwise), of ImageNet
@@ -130,7 +135,7 @@ class Lets(Section):
     gap_ema: float = Field(0.0, ge=0, lt=1)
     groups: Literal["one", "kind", "tensor"] = "one"
     """One radius; one for weights and one for biases and norm parameters; one for every parameter tensor."""
-    learn: tuple[Literal["mu", "alpha"], ...] = ()
+    learn: Annotated[tuple[Literal["mu", "alpha"], ...], BeforeValidator(listed)] = ()
     """What is learned beside the radius."""
 
 
