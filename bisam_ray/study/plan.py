@@ -9,16 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import PRESETS, Config, ConfigError, gradients_per_step, resolve, suggest
+from ..config import ASCENT_ONLY, PRESETS, Config, ConfigError, gradients_per_step, resolve, suggest
 from ..progress import clock
 from ..training.launch import Measured
 from .arms import KINDS, METHODS, Arm, arms_of, kinds_of, space_of
 from .ledger import Study
 from .request import Layer, digest, merged, recorded, refuse_changes, refuse_searched
 from .settings import DECIDING, Settings
-from .spaces import Space, read
+from .spaces import Space, flat, read
 
 SEEDS = 5
+PARAMETERS = ("rho", "warmup", "radius", "rho_schedule", "mu", "alpha", "beta", "gamma", "lam")  # of methods
+OWN = {"method", *(f"optim.{key}" for key in PARAMETERS)}
+METHOD = {f"optim.{key}" for preset in PRESETS.values() for key in preset} - OWN  # what tells methods apart
+ASCENT = {f"optim.{key}" for key in ASCENT_ONLY}
+OF_SEARCH = {"confirm": "", "replicates": " (fresh draws: seeds)", "objectives": "", "folds": ""}
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,20 @@ class Plan:
         """A plan; what is not given is as in the study `like`, and the layers lie over that study's.
 
         Raises:
-            ConfigError: an unknown method, space or kind of arm, or configurations that contradict themselves.
+            ConfigError: an unknown method, space or kind of arm, configurations that contradict themselves, or arms that
+                would not differ in what they are named for, or in more than that.
         """
+        for name, instead in OF_SEARCH.items():
+            if name in settings:
+                raise ConfigError(f"{name}={settings[name]}: of a search, not of a comparison{instead}")
         chosen = [read(space_of(str(space))) for space in spaces]
         if like is not None:
             header, protocol = recorded(like), recorded(like)["protocol"]
             chosen = chosen or [Space.model_validate(content) for content in header["space"]]
             files, overrides = (merged(a, b) for a, b in zip(header["layers"], (files, overrides), strict=True))
             settings = Settings.stored({**protocol["settings"], "trials": protocol["trials"]}, settings)
-            seeds, kinds = seeds or protocol["replicates"], kinds or protocol.get("kinds")
+            seeds = protocol["replicates"] if seeds is None else seeds
+            kinds = kinds or protocol.get("kinds")
             also = protocol["also"] if also is None else also
         chosen = chosen or [read(space_of(method)) for method in METHODS]
         seeds = SEEDS if seeds is None else seeds
@@ -67,9 +77,11 @@ class Plan:
         for method in also or ():
             if method not in PRESETS:
                 raise ConfigError(f"--also {method}: unknown method{suggest(method, PRESETS)}")
-        refuse_searched(chosen, overrides)
         made = kinds_of(kinds) if kinds else KINDS
         arms = arms_of(chosen, also or (), made)
+        refuse_searched([space for space in chosen if any(arm.space is space for arm in arms)], overrides)
+        refuse_own(arms, overrides)
+        files = merged(files, shared(chosen))
         base = configurations(arms, files, overrides)
         how = Settings(**{"trials": 16, "confirm": 0, **settings})  # replicates confirm what was found
         return cls(tuple(chosen), arms, made, tuple(also or ()), files, overrides, base, how, seeds)
@@ -87,6 +99,10 @@ class Plan:
         named = "methods" if names == known else "-".join(names)
         kinds = () if self.kinds == KINDS else self.kinds
         return f"{named}-{digest(self.files, self.overrides, self.contents, kinds, self.also)}"
+
+    def layers(self, arm: Arm, values: Layer) -> tuple[Layer, ...]:
+        """An arm's layers of configuration, with `values` of what it searches."""
+        return layers(arm, self.files, values, self.overrides)
 
     @property
     def contents(self) -> list[dict[str, Any]]:
@@ -195,10 +211,52 @@ def configurations(arms: Sequence[Arm], files: Layer, overrides: Layer) -> dict[
     configs = {}
     for arm in arms:
         try:
-            configs[arm.name] = resolve(files, arm.layer, overrides)
+            configs[arm.name] = resolve(*layers(arm, files, {}, overrides))
         except ConfigError as error:
             raise ConfigError(f"arm {arm.name}: {error}") from None
     return configs
+
+
+def layers(arm: Arm, files: Layer, values: Layer, overrides: Layer) -> tuple[Layer, ...]:
+    """An arm's layers of configuration; what is said of ascents does not concern one that makes none."""
+    found = (files, arm.layer, values, overrides)
+    if arm.policy != "none":
+        return found
+    return tuple({key: value for key, value in flat(layer).items() if key not in ASCENT} for layer in found)
+
+
+def shared(spaces: Sequence[Space]) -> dict[str, Any]:
+    """What spaces fix beside a method and its parameters: it holds for every arm, or unlike things would be compared.
+
+    Raises:
+        ConfigError: two spaces disagree, or one fixes what makes another method of its own.
+    """
+    found: dict[str, Any] = {}
+    for space in spaces:
+        for key, value in space.fixed.items():
+            if key in METHOD:
+                raise ConfigError(
+                    f"space {space.name}: fix: {key}={value}: makes another method of {space.method}, which its other "
+                    f"arms would not be (nearest: bisam-ray search {space.name})"
+                )
+            if key not in OWN and found.setdefault(key, value) != value:
+                raise ConfigError(
+                    f"space {space.name}: fix: {key}={value}: holds for every arm, and another space fixes {found[key]}"
+                )
+    return found
+
+
+def refuse_own(arms: Sequence[Arm], overrides: Layer) -> None:
+    """An override of what an arm is would make the same of several arms.
+
+    Raises:
+        ConfigError: naming the key and the arm.
+    """
+    given = flat(overrides)
+    for arm in arms:
+        for key in given.keys() & flat(arm.layer).keys() if arm.space is None else ():
+            instead = "methods are named without method=" if key == "method" else "leave it out, or the arm (--arms)"
+            raise ConfigError(f"{key}={given[key]}: arm {arm.name} sets it itself; {instead}")
 
 
 def run_cost(config: Config) -> float:

@@ -131,3 +131,79 @@ def test_a_study_with_replicates_keeps_its_searches(tmp_path):
             read_ledger(tmp_path)
         )
     Plan.of([], {}, {}, 9, None, None, {}, like=read_ledger(tmp_path)).refuse_changes(read_ledger(tmp_path))
+
+
+def space_file(directory, name, fix, search="{optim.rho: {log: [0.02, 2.0]}}"):
+    path = directory / f"{name}.yaml"
+    path.write_text(f"fix: {fix}\nsearch: {search}\n")
+    return str(path)
+
+
+def planned(spaces, overrides=None, **given):
+    return Plan.of(**{"files": {}, "seeds": None, "kinds": None, "also": None, "settings": {}, **given},
+                   spaces=spaces, overrides=overrides or {})  # fmt: skip
+
+
+def test_what_a_space_fixes_beside_method_and_radius_holds_for_every_arm(tmp_path):
+    fix = "{method: sam, optim.warmup: 0.1, train.epochs: 12, data.label_noise: 0.2, optim.base: adamw, optim.every: 2}"
+    plan = planned([space_file(tmp_path, "mine", fix), "asam"])
+    assert {(c.train.epochs, c.data.label_noise, c.optim.base) for c in plan.base.values()} == {(12, 0.2, "adamw")}
+    assert {name: c.optim.every for name, c in plan.base.items() if c.optim.every != 2} == {"sgd": 1}
+    assert (plan.base["sam"].optim.warmup, plan.base["sam searched"].optim.warmup) == (
+        0.0,
+        0.1,
+    )  # the radius is its own
+    assert plan.header("")["layers"][0]["train"] == {"epochs": 12}
+
+
+@pytest.mark.parametrize(
+    ("fixes", "told"),
+    [
+        (["{method: sam, train.epochs: 12}", "{method: asam, train.epochs: 9}"],
+         "space b: fix: train.epochs=9: holds for every arm, and another space fixes 12"),
+        (["{method: sam, optim.geometry: adaptive}"], 
+         "space a: fix: optim.geometry=adaptive: makes another method"),
+    ],
+)  # fmt: skip
+def test_spaces_that_cannot_be_compared_are_told_in_a_line(tmp_path, fixes, told):
+    with pytest.raises(ConfigError, match=told):
+        planned([space_file(tmp_path, name, fix) for name, fix in zip("ab", fixes, strict=False)])
+
+
+def test_an_override_does_not_make_the_same_of_several_arms():
+    with pytest.raises(ConfigError, match=r"^method=asam: arm sgd sets it itself; methods are named without method=$"):
+        planned(["sam"], {"method": "asam"})
+    with pytest.raises(ConfigError, match=r"optim\.warmup=0\.1: arm sam warm-up sets it itself"):
+        planned(["sam"], {"optim": {"warmup": 0.1}})
+    assert planned(["sam"], {"optim.warmup": 0.1}, kinds=["fixed"]).base["sam"].optim.warmup == 0.1
+
+
+def test_a_radius_may_be_given_where_none_is_searched():
+    plan = planned(["sam"], {"optim.rho": 0.1}, kinds=["fixed", "learned"])
+    assert {name: config.optim.rho for name, config in plan.base.items()} == {"sgd": None, "sam": 0.1, "lets-sam": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"confirm": 3}, "confirm=3: of a search, not of a comparison$"),
+        ({"replicates": 3}, r"replicates=3: .*\(fresh draws: seeds\)"),
+        ({"objectives": ("accuracy", "cost")}, "objectives="),
+        ({"folds": 4}, "folds=4: "),
+    ],
+)
+def test_settings_of_a_search_alone_are_refused(tmp_path, given, told):
+    with pytest.raises(ConfigError, match=told):
+        planned(["sam"], settings=given)
+    with Ledger(tmp_path) as ledger:
+        ledger.write("study", study="s", kind="compare", **planned(["sam"]).header(""))
+    with pytest.raises(ConfigError, match=told):
+        planned([], settings=given, like=read_ledger(tmp_path))
+
+
+def test_no_seeds_are_not_the_old_number_of_seeds(tmp_path):
+    with Ledger(tmp_path) as ledger:
+        ledger.write("study", study="s", kind="compare", **planned(["sam"], seeds=3).header(""))
+    assert planned([], like=read_ledger(tmp_path)).seeds == 3
+    with pytest.raises(ConfigError, match="--seeds 0: must be at least 1"):
+        planned([], seeds=0, like=read_ledger(tmp_path))
