@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .study.ledger import Study
     from .study.outcome import Summary
     from .study.plan import Plan
+    from .study.session import Session
 
 STARTING = "{}: starting"
 PATIENCE_S = 5.0  # one wonders what a longer beginning was spent on
@@ -231,7 +232,7 @@ def compare(
     resume: bool = False,
     allow_change: bool = False,
     quiet: bool = True,
-    measure: int = 3,
+    measure: int | None = None,
     retrain_workers: int = 0,
     **settings: Any,
 ) -> Comparison:
@@ -247,7 +248,7 @@ def compare(
         resume: go on with the study, with more seeds if they are more now. What is not given is as it was.
         allow_change: go on even if spaces, arms or configuration differ from what was.
         measure: replicates whose kept networks have their curvature measured afterwards (of the first one the loss
-            landscape, too).
+            landscape, too); 3 unless told otherwise.
         retrain_workers: > 0: train the winner once more, data-parallel over so many workers, and log its model.
         **settings: of the searches (trials: 16), see study/settings.py; concurrency counts for all runs.
 
@@ -256,30 +257,30 @@ def compare(
     """
     from .study import compare as comparing
     from .study.session import session
+    from .study.tracking.registry import chosen
 
+    if measure is not None and measure < 0:
+        raise ConfigError(f"--flatness {measure}: must be at least 0")
     root, before = stores.root(storage), None
-    if resume and study:
-        before = read(stores.existing(root, study))
-    plan = planned(spaces, config, overrides, seeds=seeds, kinds=kinds, also=also, like=before, **settings)
+    asked = partial(planned, spaces, config, overrides, seeds=seeds, kinds=kinds, also=also, **settings)
+    if resume:
+        before = read(stores.existing(root, study) if study else stores.newest(root, asked().name, "compare"))
+    plan = asked(like=before)
     for resolved in plan.base.values():
         launch.check_feasible(resolved)
-    if resume:
-        directory = before.directory if before else stores.newest(root, plan.name, "compare")
-        if not allow_change:
-            plan.refuse_changes(before or read(directory))
-    else:
-        directory = stores.create(root, study or plan.name)
+    if before and not allow_change:
+        plan.refuse_changes(before)
+    directory = before.directory if before else stores.create(root, study or plan.name)
     header = plan.header(comparing.__doc__ or "")
     try:
         with Progress(quiet=quiet) as progress, session(directory, "compare", plan.example, **header) as driver:
             progress.say(f"study {directory.name}")
             driver.listen(progress.board.take)
             progress.show()
-            outcome = comparing.compare(driver, plan, progress, measure)
-            if outcome is not None and retrain_workers:
-                retrain(driver, outcome, retrain_workers, progress)
-            elif outcome is not None:
-                export(driver, progress)
+            outcome = comparing.compare(driver, plan, progress, comparing.MEASURED if measure is None else measure)
+            name = retrain(driver, outcome, retrain_workers, progress) if outcome and retrain_workers else None
+            if outcome is not None:
+                export(driver, name or chosen(driver.study()).name, progress)
             progress.phase(0.0, "writing the report")
             progress.update("writing the report")
             render(directory, driver)
@@ -307,21 +308,39 @@ def planned(
     return Plan.of(spaces, layers(config), dict(overrides or {}), seeds, kinds, also, given, like)
 
 
-def retrain(driver: Any, outcome: Summary, workers: int, progress: Progress) -> None:
-    """The winning configuration once more, under a TorchTrainer; its model goes to MLflow."""
-    config = resolve(outcome.of(outcome.winner).config, {"scale.workers": workers})
-    launch.check_feasible(config)
-    name = "winner-distributed"
-    job = Job(name, config, driver.checkpoint(name))
-    driver.begin(name, config, arm=outcome.winner, phase="final", policy=outcome.of(outcome.winner).radius_policy)
-    progress.phase(0.0, f"training the winner on {workers} workers")
-    progress.update(f"training the winner on {workers} workers: starting them, about 20 s")
-    Thread(target=prepare, daemon=True).start()  # while workers start, one after the other, a core is free
-    for epoch in launch.launch(job):
-        driver.follow(job, epoch)
-        progress.update(f"training the winner on {workers} workers: epoch {epoch.epoch} of {config.train.epochs}")
-    progress.update("exporting its model")
-    driver.log_model(name)
+def retrain(driver: Session, outcome: Summary, workers: int, progress: Progress) -> str | None:
+    """The winning configuration once more, under a TorchTrainer, unless that was done; the run's name.
+
+    None, and a line that tells why, if it fails: the comparison stands without it.
+    """
+    from .study.tracking.client import told
+
+    best, what = outcome.of(outcome.winner), f"training the winner on {workers} workers"
+    try:
+        config = resolve(best.config, {"scale.workers": workers})
+        launch.check_feasible(config)
+        name = f"winner-distributed-{config.digest()}"
+        known = driver.study().runs.get(name)
+        if known and known.outcome == "completed":
+            return name
+        cluster.connect()
+        cluster.check_shared(driver.root)
+        job = Job(name, config, driver.checkpoint(name), resume=True)
+        driver.begin(name, config, arm=best.arm, family=best.family, phase="final", policy=best.radius_policy)
+        progress.phase(0.0, what)
+        progress.update(f"{what}: starting them, about 20 s")
+        Thread(target=prepare, daemon=True).start()  # while workers start, one after the other, a core is free
+        try:
+            for epoch in launch.launch(job):
+                driver.follow(job, epoch, after=known.epoch if known else 0)
+                progress.update(f"{what}: epoch {epoch.epoch} of {config.train.epochs}")
+        except Exception as error:
+            driver.end(name, "failed", error=str(error), checkpoint=job.checkpoint)
+            raise
+    except Exception as error:
+        progress.say(f"{what} failed: {told(error)}")
+        return None
+    return name
 
 
 def prepare() -> None:
@@ -333,19 +352,17 @@ def prepare() -> None:
     page.prepare()
 
 
-def export(driver: Any, progress: Progress) -> None:
-    """The winner's network goes to MLflow, unless it is there; one that cannot be exported ends nothing."""
-    from .study.tracking.registry import chosen
+def export(driver: Session, name: str, progress: Progress) -> None:
+    """A run's network goes to MLflow, unless it is there; one that cannot be exported ends nothing."""
+    from .study.tracking.client import told
 
-    study = driver.study()
-    run = chosen(study)
-    if any(made["kind"] == "model" and made["run"] == run.name for made in study.artifacts):
+    if driver.study().exported(name):
         return
     progress.update("exporting the winner's model")
     try:
-        driver.log_model(run.name)
+        driver.log_model(name)
     except Exception as error:  # whatever torch.export thinks of a user's network
-        progress.say(f"{run.name}: its model could not be exported: {str(error).strip().splitlines()[0]}")
+        progress.say(f"{name}: its model could not be exported: {told(error)}")
 
 
 def render(directory: Path, driver: Any = None) -> Path:

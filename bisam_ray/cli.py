@@ -237,7 +237,7 @@ def search(
 @click.option("--trials", type=int, help="Trials per search.  [default: 16]")
 @click.option("--grace", type=int, help="Epochs before a trial may be stopped.  [default: a quarter]")
 @click.option("--also", multiple=True, metavar="METHOD", help="Further methods, e.g. esam.")
-@click.option("--flatness", type=int, default=3, show_default=True, help="Measure curvature on so many replicates.")
+@click.option("--flatness", type=int, help="Measure curvature on so many replicates.  [default: 3]")
 @click.option("--print-config", is_flag=True, help="Print every arm's configuration and stop.")
 @click.option("--dry-run", is_flag=True, help="Tell arms, budget, gradients and hours, and stop.")
 @lasting
@@ -251,7 +251,7 @@ def compare(
     trials: int | None,
     grace: int | None,
     also: tuple,
-    flatness: int,
+    flatness: int | None,
     print_config: bool,
     dry_run: bool,
     study: str | None,

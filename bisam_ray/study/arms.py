@@ -31,6 +31,9 @@ STARTS = (1.0, 2.0, 4.0)  # ρ₀ of the restarts of a learned arm, as multiples
 RHO = "optim.rho"
 
 
+FOLLOWING = ("around", "replayed")
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way to get a network: what it runs on every replicate.
@@ -48,7 +51,7 @@ class Arm:
     @property
     def probes(self) -> bool:
         """Whether its search waits for a learned radius."""
-        return self.policy in ("around", "replayed")
+        return self.policy in FOLLOWING
 
 
 def space_of(name: str) -> str:
@@ -133,7 +136,7 @@ def follows_a_radius(space: Space) -> bool:
     )
 
 
-def probe_of(arm: Arm) -> str:
+def probe_of(arm: Arm | Run) -> str:
     """The name of the run that learns the radius which an arm follows."""
     return f"probe-lets-{arm.family}"
 

@@ -3,7 +3,8 @@
 1. Search. Each space is searched once, on a development draw of the data (split and noise seed 0): its trials cost C_s.
    A learned radius is probed once on the same draw; searches that follow it may spend C_s less the probe.
 2. Budget. C = the largest cost of a search and its probe + one full run. It is what one network costs a person who
-   searches first. It is forecast before anything runs, and known when the searches are done.
+   searches first. It is forecast before anything runs, and known when the searches are done. (Without a search: three
+   runs of the dearest method.)
 3. Replicates. On each of n fresh draws of the data (seed, split_seed and noise_seed all 100 + r, the same for every
    arm: paired), an arm spends C:
        searched, around, replayed   runs of the best trial's values: one, or as many as what is left of C pays for
@@ -34,7 +35,7 @@ from ..training.launch import Failure, Job
 from .arms import RHO, Arm, derived, probe_of, start_of
 from .domain import short
 from .ledger import Run, Study
-from .outcome import Summary, summarize
+from .outcome import Summary, prepared, summarize
 from .plan import Plan, run_cost
 from .replicate import draw, run_all
 from .search import Search
@@ -57,22 +58,22 @@ def compare(session: Session, plan: Plan, progress: Progress, measure: int = MEA
     arms, base, foreseen = plan.arms, plan.base, plan.forecast()
     progress.say(foreseen.told())
     after = foreseen.finals + MEASURING * len(arms) * min(plan.seeds, measure)
-    chosen = searches(session, plan, progress, after)
+    chosen = searches(session, plan, progress, foreseen.trials, after)
     study = session.study()
-    budget = max((spent(study, arm) + run_cost(base[arm.name]) for arm in arms if arm.name in chosen), default=0.0)
+    cost, before, budget = affordable(plan, study, chosen)
     budget = budget or foreseen.budget
 
     jobs: list[tuple[Job, dict[str, Any]]] = []
-    for arm in sorted(arms, key=lambda arm: -run_cost(base[arm.name])):  # long runs first: nobody waits for a late one
+    for arm in sorted(arms, key=lambda arm: -cost[arm.name]):  # long runs first: nobody waits for a late one
         if arm.space is not None and arm.name not in chosen:
             continue  # remarks.py tells
-        values = chosen.get(arm.name, {})
-        restarts = max(1, int((budget - spent(study, arm)) / run_cost(base[arm.name]) + 1e-9))
+        layers = plan.layers(arm, chosen.get(arm.name, {}))
+        restarts = max(1, int((budget - before[arm.name]) / cost[arm.name] + 1e-9))
         for replicate, restart in itertools.product(range(plan.seeds), range(restarts)):
-            layers = (plan.files, arm.layer, values, plan.overrides)
             config = replicated(arm, base[arm.name], layers, replicate, restart)
             name = f"{arm.name.replace(' ', '-')}-r{replicate}-s{restart}"
-            begin = {"arm": arm.name, "replicate": replicate, "restart": restart, "policy": arm.policy}
+            begin = {"arm": arm.name, "family": arm.family, "replicate": replicate, "restart": restart}
+            begin["policy"] = arm.policy
             jobs.append((Job(name, config, session.checkpoint(name), resume=True), begin))
     progress.later = after - foreseen.finals
     run_all(session, jobs, progress, plan.settings.concurrency, "replicates at equal cost")
@@ -83,14 +84,28 @@ def compare(session: Session, plan: Plan, progress: Progress, measure: int = MEA
     return summary
 
 
-def searches(session: Session, plan: Plan, progress: Progress, after: float) -> dict[str, dict[str, Any]]:
+def affordable(
+    plan: Plan, study: Study, chosen: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, float], dict[str, float], float]:
+    """What a run of each arm costs with the values that its search chose, what came before its runs, and the budget C
+    (0 without a search): in gradient evaluations per step × epochs."""
+    cost = {arm.name: run_cost(resolve(*plan.layers(arm, chosen.get(arm.name, {})))) for arm in plan.arms}
+    before = {arm.name: spent(study, arm.name) for arm in plan.arms}
+    return cost, before, max((before[name] + cost[name] for name in chosen), default=0.0)
+
+
+def searches(
+    session: Session, plan: Plan, progress: Progress, trials: float, after: float
+) -> dict[str, dict[str, Any]]:
     """Make the probes and the searches; arm → the config values to use. An arm whose search found nothing has none.
 
-    `after` is the work that follows them.
+    Args:
+        trials: what a search will probably cost, in full runs of its method.
+        after: the work that follows them.
     """
-    trials, before = plan.forecast().trials, session.study()
+    before = session.study()
     left = {
-        arm.name: max(0.0, trials * run_cost(plan.base[arm.name]) - spent(before, arm))
+        arm.name: max(0.0, trials * run_cost(plan.base[arm.name]) - spent(before, arm.name))
         for arm in plan.arms
         if arm.space
     }
@@ -98,37 +113,38 @@ def searches(session: Session, plan: Plan, progress: Progress, after: float) -> 
     for arm in plan.arms:
         if arm.probes and (name := probe_of(arm)) not in probes:
             config = resolve(plan.files, {"method": f"lets-{arm.family}"}, {**plan.overrides, **DEVELOPMENT})
-            begin = {"arm": f"lets-{arm.family}", "phase": "probe", "policy": "learned"}
+            begin = {"arm": f"lets-{arm.family}", "family": arm.family, "phase": "probe", "policy": "learned"}
             probes[name] = Job(name, config, session.checkpoint(name), resume=True, test=False), begin
     progress.later = after + sum(left.values())
     run_all(session, list(probes.values()), progress, plan.settings.concurrency, "learned radii to follow")
     chosen: dict[str, dict[str, Any]] = {}
     for later in (False, True):  # what follows a probe may spend what the plain searches did
-        made = [
-            made
-            for arm in plan.arms
-            if arm.space and arm.probes == later and (made := searching(session, plan, arm, progress))
-        ]
+        arms = [arm for arm in plan.arms if arm.space and arm.probes == later]
+        study, history = session.study(), session.events()
+        made = [one for arm in arms if (one := searching(session, plan, arm, progress, study, history))]
         progress.later = after + (0.0 if later else sum(left[arm.name] for arm in plan.arms if arm.probes))
         together(session, made, plan, progress)
+        study = session.study()
         for search in made:
-            if found := best(session.study(), search.arm):
+            if found := best(study, search.arm):
                 chosen[search.arm] = {**search.space.fix, **found.begin["suggested"]}
     return chosen
 
 
-def searching(session: Session, plan: Plan, arm: Arm, progress: Progress) -> Search | None:
-    """An arm's search; None when the radius that it follows was not learned."""
-    space, settings, study = arm.space, plan.settings, session.study()
+def searching(
+    session: Session, plan: Plan, arm: Arm, progress: Progress, study: Study, history: Sequence[Mapping[str, Any]]
+) -> Search | None:
+    """An arm's search; None when the radius that it follows was not learned. `study` and `history` are the ledger."""
+    space, settings = arm.space, plan.settings
     assert space is not None
     if arm.probes:
         probe = study.runs[probe_of(arm)]
         if probe.outcome != "completed":
             return None
         space, settings = derived(arm, probe), following(study, arm, plan, probe)
-    session.space(arm.name, space)
-    layers = (plan.files, {**plan.overrides, **DEVELOPMENT})
-    return Search(session, space, layers, settings, progress, arm.name, policy=arm.policy)
+    session.space(arm.name, space, study)
+    layers, begin = (plan.files, {**plan.overrides, **DEVELOPMENT}), {"policy": arm.policy, "family": arm.family}
+    return Search(session, space, layers, settings, progress, arm.name, begin=begin, history=history)
 
 
 def together(session: Session, searches: Sequence[Search], plan: Plan, progress: Progress) -> None:
@@ -171,12 +187,9 @@ def replicated(arm: Arm, base: Config, layers: Sequence[Mapping[str, Any]], repl
     return resolve(*layers, drawn)
 
 
-def spent(study: Study, arm: Arm) -> float:
-    """What came before an arm's replicates, in gradient evaluations per step × epochs: its search, and its probe."""
-    runs = study.of(arm=arm.name, phase="search")
-    if arm.probes and (probe := study.runs.get(probe_of(arm))):
-        runs = [*runs, probe]
-    return sum(gradients_per_step(resolve(run.begin["config"])) * len(run.epochs) for run in runs)
+def spent(study: Study, arm: str) -> float:
+    """What came before an arm's replicates, in gradient evaluations per step × epochs."""
+    return sum(gradients_per_step(resolve(run.begin["config"])) * len(run.epochs) for run in prepared(study, arm))
 
 
 def flatness(session: Session, summary: Summary, progress: Progress, at_once: int | None, measure: int) -> None:

@@ -84,6 +84,7 @@ def rubbish(directory: Path) -> list[Rubbish]:
         ]
     found = [(path, over) for path in sorted(runs.glob("*.pt*")) if path.name.split(".pt")[0] not in needed]
     left = [*runs.glob(".checkpoint-*"), *directory.glob(".tune"), *runs.glob("ray_train"), *directory.glob("*.tmp")]
+    left += directory.glob("models/.*")
     found += [(path, "left behind by a process") for path in left]
     return [*there, *(Rubbish(path, why, size(path)) for path, why in found)]
 

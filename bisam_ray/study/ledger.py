@@ -5,8 +5,9 @@ Every event has `event` and `time` (seconds since 1970, UTC).
 
     study     study, kind (search | compare | train), config, space, protocol, versions, git, hardware
     begin     run, phase (search | probe | final), arm, method, radius_policy, seed, replicate, restart, digest,
-              dataset, config, suggested (the searched values, or null); of a trial also number and params (Optuna's),
-              control (never stopped early); of a trial's re-run also trial
+              dataset, config, suggested (the searched values, or null); in a comparison also family (the arm's,
+              whatever method a search chooses); of a trial also number and params (Optuna's), control (never stopped
+              early); of a trial's re-run also trial
     epoch     run, epoch, metrics                          (README: names of the metrics)
     end       run, outcome (completed | pruned | failed | diverged | killed), epoch, metrics, error, checkpoint; of a
               trial also stopped (the epoch at which the scheduler stopped it, or would have stopped the control)
@@ -93,6 +94,11 @@ class Run:
         return self.begin["arm"]
 
     @property
+    def family(self) -> str:
+        """What its arm is of: a method without where its radius comes from, unless the ledger says otherwise."""
+        return self.begin.get("family") or self.begin["method"].removeprefix("lets-")
+
+    @property
     def phase(self) -> str:
         return self.begin["phase"]
 
@@ -138,6 +144,10 @@ class Study:
             for run in self.runs.values()
             if arm in (None, run.arm) and phase in (None, run.phase) and outcome in (None, run.outcome)
         ]
+
+    def exported(self, run: str) -> bool:
+        """Whether a run's network was written as a model."""
+        return any(made["kind"] == "model" and made["run"] == run for made in self.artifacts)
 
 
 def whole_lines(path: Path, offset: int = 0) -> Iterator[bytes]:

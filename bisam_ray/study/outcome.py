@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from .arms import family
+from .arms import FOLLOWING, probe_of
 from .contrasts import Contrast, contrasts_of, told_power
 from .domain import short
 from .ledger import Run, Study
@@ -97,7 +97,7 @@ def summarize(study: Study) -> Summary | None:
             ArmResult(
                 arm=arm,
                 method=begin["method"],
-                family=family(begin["method"]),
+                family=kept[arm][0].family,
                 radius_policy=begin["radius_policy"],
                 how=how(begin, study.of(arm=arm, phase="search"), restarts, [run for r in whole for run in of[r]]),
                 n=len(whole),
@@ -143,11 +143,9 @@ def within(found: Estimate) -> tuple[float, float]:
 def prepared(study: Study, arm: str) -> list[Run]:
     """What was trained before an arm's replicates and is part of its cost: its search, and the run that it follows."""
     trials = study.of(arm=arm, phase="search")
-    finals = study.of(arm=arm, phase="final")
-    if finals and finals[0].begin["radius_policy"] in ("around", "replayed"):
-        probe = study.runs.get(f"probe-lets-{family(finals[0].begin['method'])}")
-        return [*trials, *([probe] if probe else [])]
-    return trials
+    follows = bool(trials) and trials[0].begin["radius_policy"] in FOLLOWING
+    probe = study.runs.get(probe_of(trials[0])) if follows else None
+    return [*trials, probe] if probe else trials
 
 
 def crossed(restarts: Sequence[Run]) -> float:

@@ -55,8 +55,8 @@ class Plan:
         """A plan; what is not given is as in the study `like`, and the layers lie over that study's.
 
         Raises:
-            ConfigError: an unknown method, space or kind of arm, configurations that contradict themselves, or arms that
-                would not differ in what they are named for, or in more than that.
+            ConfigError: an unknown method, space or kind of arm, configurations that contradict themselves, or arms
+                that would not differ in what they are named for, or in more than that.
         """
         for name, instead in OF_SEARCH.items():
             if name in settings:

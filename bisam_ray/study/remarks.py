@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 def notes(study: Study, results: Sequence[ArmResult], contrasts: Sequence[Contrast], left_out: int) -> list[str]:
     """The protocol's limits, what is missing, what a bound or a border decided, what was perhaps stopped too early."""
-    found = [
-        "The radius was searched once, on a development draw of the data, and used on every replicate; every other arm "
-        "spent the same on restarts of each replicate and kept the best on validation.",
-    ]
+    found = []
+    if any(result.radius_policy in SEARCHED for result in results):
+        found.append(
+            "The radius was searched once, on a development draw of the data, and used on every replicate; what an arm "
+            "has left of the budget goes into restarts of each replicate, and the best on validation is kept."
+        )
     if left_out:
         found.append(f"{left_out} replicates lack a finished run in some arm and are left out.")
     bad = [run for run in study.runs.values() if run.outcome in ("failed", "diverged", "killed")]

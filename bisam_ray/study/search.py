@@ -16,14 +16,13 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..config import Config, ConfigError, gradients_per_step, resolve
 from ..progress import Progress
 from ..training import checkpoint
 from ..training.launch import Epoch, Failure, Job
-from . import ledger
 from .replicate import redrawn, run_all
 from .sampler import FILE, Sampler, Trial
 from .selection import pareto
@@ -34,6 +33,7 @@ from .stopping import Forecast, Stopping
 from .storage import KEPT
 
 METRIC = "val/accuracy"
+POLICY = {"policy": "searched"}
 INVALID = 50  # suggestions in a row that contradict themselves: the space is wrong, not the luck
 
 
@@ -48,7 +48,8 @@ class Search:
         progress: told after every epoch.
         arm: the trials' tag; their names begin with it.
         at_once: how many trials run beside each other; may be set later.
-        policy: where the radius of the trials comes from; arms.py.
+        begin: what the trials' `begin` events say of their arm: policy and, in a comparison, family; arms.py.
+        history: the ledger's events so far, if they are at hand.
     """
 
     def __init__(
@@ -60,10 +61,11 @@ class Search:
         progress: Progress,
         arm: str,
         at_once: int = 1,
-        policy: str = "searched",
+        begin: Mapping[str, Any] = POLICY,
+        history: Iterable[Mapping[str, Any]] | None = None,
     ) -> None:
         self.session, self.space, (self.files, self.overrides) = session, space, layers
-        self.progress, self.arm, self.at_once, self.policy = progress, arm, at_once, policy
+        self.progress, self.arm, self.at_once, self.tags = progress, arm, at_once, begin
         self.example = self.resolve(space.example())
         self.epochs = space.epochs(self.example)
         self.settings = settings.for_epochs(self.epochs)
@@ -84,7 +86,7 @@ class Search:
         self.ended, self.best = 0, list[Trial]()
         self.told: set[str] = set()  # errors that were shown
         self.seconds_before, self.since = 0.0, time.monotonic()
-        self.restore()
+        self.restore(session.events() if history is None else history)
 
     # --- what is tried -----------------------------------------------------------------------------------------------
 
@@ -163,7 +165,7 @@ class Search:
         trial.config = config.model_dump(exclude_none=True)
         more: dict[str, Any] = {"number": trial.number, "params": trial.params, "control": trial.control}
         self.session.begin(
-            trial.name, config, arm=self.arm, phase="search", suggested=trial.values, policy=self.policy, **more
+            trial.name, config, arm=self.arm, phase="search", suggested=trial.values, **self.tags, **more
         )
 
     def tell(self, name: str, message: Epoch | Failure) -> bool:
@@ -268,10 +270,10 @@ class Search:
 
     # --- resuming ----------------------------------------------------------------------------------------------------
 
-    def restore(self) -> None:
+    def restore(self, history: Iterable[Mapping[str, Any]]) -> None:
         """Hear everything that the ledger has to tell."""
         last = 0.0
-        for event in ledger.events(self.session.directory):
+        for event in history:
             match event["event"]:
                 case "study":
                     last = event["time"]

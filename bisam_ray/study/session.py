@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -102,9 +103,9 @@ class Session:
     def measure(self, name: str, what: str, values: Mapping[str, Any]) -> None:
         self.ledger.write("measure", run=name, what=what, values=dict(values))
 
-    def space(self, arm: str, space: Space) -> None:
+    def space(self, arm: str, space: Space, known: Study) -> None:
         content = space.model_dump(mode="json", exclude_none=True)
-        if self.study().spaces.get(arm) != content:
+        if known.spaces.get(arm) != content:
             self.ledger.write("space", arm=arm, space=content)
 
     def log_model(self, name: str) -> None:
@@ -114,17 +115,24 @@ class Session:
         config, state = checkpoints.load(self.checkpoint(name))
         model, example = engine.trained(config, state)
         path = self.directory / "models" / name
-        save_model(model, example, path)
+        making = path.with_name(f".{name}")  # a kill leaves nothing that looks like a model
+        shutil.rmtree(making, ignore_errors=True)
+        save_model(model, example, making)
+        shutil.rmtree(path, ignore_errors=True)
+        making.rename(path)
         self.artifact("model", path, name)
 
     def listen(self, listener: Callable[[dict[str, Any]], None]) -> None:
         """Let it hear every event of the study: those that there are, and those to come."""
-        for event in events(self.directory):
+        for event in self.events():
             listener(event)
         self.ledger.listeners.append(listener)
 
     def study(self) -> Study:
         return read(self.directory)
+
+    def events(self) -> list[dict[str, Any]]:
+        return list(events(self.directory))
 
     @property
     def root(self) -> Place:

@@ -27,6 +27,7 @@ LEVEL = 0.05
 EXACT = 14  # up to so many replicates every flip is made; beyond, FLIPS random ones
 FLIPS = 20_000
 SIMULATED, OF_POWER = 500, 4096  # studies, and flips of each
+LEAST = 0.002  # of a standard deviation of accuracies: replicates may agree by chance, or as examples are few
 FAR = 10.0  # robust standard deviations: a replicate further off is told; by chance in 1 arm of 250 (n = 6), 1,000 (10)
 
 
@@ -55,7 +56,7 @@ class Estimate:
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """Two-sided p value of the sign-flip permutation test (Fisher, 1935); NaN without values.
+    """Two-sided p value of the sign-flip permutation test (Fisher, 1935); NaN without values, or where one is missing.
 
     Example:
         >>> sign_flip([1, 2, 3, 4, 5])
@@ -65,9 +66,9 @@ def sign_flip(differences: Sequence[float]) -> float:
     """
     import numpy as np
 
-    if not len(differences):
-        return math.nan
     x = np.asarray(differences, float)
+    if not len(x) or np.isnan(x).any():
+        return math.nan
     sums = np.abs(flips(len(x)) @ x)
     extreme = int((sums >= abs(x.sum()) - 1e-9 * np.abs(x).sum()).sum())
     if len(x) <= EXACT:
@@ -111,12 +112,12 @@ def effect(differences: Sequence[float]) -> float:
 
 
 def outlying(values: Sequence[float]) -> list[int]:
-    """Which values are so far off that no interval of so few is to be trusted."""
+    """Which accuracies are so far off that no interval of so few is to be trusted."""
     if len(values) < 6:
         return []
     centre = sorted(values)[len(values) // 2]
-    scale = 1.4826 * sorted(abs(v - centre) for v in values)[len(values) // 2]
-    return [i for i, v in enumerate(values) if scale and abs(v - centre) > FAR * scale]
+    scale = max(LEAST, 1.4826 * sorted(abs(v - centre) for v in values)[len(values) // 2])
+    return [i for i, v in enumerate(values) if abs(v - centre) > FAR * scale]
 
 
 def needed(comparisons: int) -> int:

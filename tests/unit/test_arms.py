@@ -149,10 +149,7 @@ def test_what_a_space_fixes_beside_method_and_radius_holds_for_every_arm(tmp_pat
     plan = planned([space_file(tmp_path, "mine", fix), "asam"])
     assert {(c.train.epochs, c.data.label_noise, c.optim.base) for c in plan.base.values()} == {(12, 0.2, "adamw")}
     assert {name: c.optim.every for name, c in plan.base.items() if c.optim.every != 2} == {"sgd": 1}
-    assert (plan.base["sam"].optim.warmup, plan.base["sam searched"].optim.warmup) == (
-        0.0,
-        0.1,
-    )  # the radius is its own
+    assert (plan.base["sam"].optim.warmup, plan.base["sam searched"].optim.warmup) == (0.0, 0.1)
     assert plan.header("")["layers"][0]["train"] == {"epochs": 12}
 
 
@@ -161,7 +158,7 @@ def test_what_a_space_fixes_beside_method_and_radius_holds_for_every_arm(tmp_pat
     [
         (["{method: sam, train.epochs: 12}", "{method: asam, train.epochs: 9}"],
          "space b: fix: train.epochs=9: holds for every arm, and another space fixes 12"),
-        (["{method: sam, optim.geometry: adaptive}"], 
+        (["{method: sam, optim.geometry: adaptive}"],
          "space a: fix: optim.geometry=adaptive: makes another method"),
     ],
 )  # fmt: skip

@@ -2,20 +2,29 @@
 
 import math
 import random
+from collections import Counter
+from contextlib import contextmanager
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 
+from bisam_ray import api
 from bisam_ray.config import resolve
+from bisam_ray.progress import Progress
 from bisam_ray.study import compare
+from bisam_ray.study import ledger as ledgers
+from bisam_ray.study import session as sessions
 from bisam_ray.study.arms import arms_of
-from bisam_ray.study.ledger import Ledger, read
+from bisam_ray.study.ledger import Ledger, Study, read
 from bisam_ray.study.outcome import summarize
-from bisam_ray.study.plan import configurations
+from bisam_ray.study.plan import Plan, configurations
+from bisam_ray.study.report.figures import looks
+from bisam_ray.study.session import Session
 from bisam_ray.study.statistics import Estimate
 
 
-def record(ledger, arm, replicate, restart, val, test, outcome="completed", method="sam", policy="fixed"):
+def record(ledger, arm, replicate, restart, val, test, outcome="completed", method="sam", policy="fixed", **more):
     name = f"{arm}-{replicate}-{restart}"
     ledger.write(
         "begin",
@@ -29,6 +38,7 @@ def record(ledger, arm, replicate, restart, val, test, outcome="completed", meth
         restart=restart,
         suggested=None,
         config=resolve({"method": method}).model_dump(exclude_none=True),
+        **more,
     )
     ledger.write("epoch", run=name, epoch=1, metrics={"cost/gradients": 100.0, "cost/seconds": 1.0, "sam/rho": 0.05})
     even, odd = val if isinstance(val, tuple) else (val, val)
@@ -132,3 +142,80 @@ def test_an_arm_without_a_result_and_a_replicate_far_off_are_told(tmp_path):
     notes = summarize(read(tmp_path)).notes
     assert any(note.startswith("sam around: without a result") for note in notes)
     assert any("lie far from the others" in note and "sam (1 of 8)" in note for note in notes)
+
+
+def test_equal_cost_is_that_of_what_the_searches_chose(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "fix: {method: sam}\nsearch: {optim.rho: {log: [0.02, 2.0]}, train.epochs: {int: [4, 16], step: 4}}\n"
+    )
+    plan = Plan.of([str(tmp_path / "mine.yaml")], {"train.epochs": 8}, {}, None, ("searched",), None, {})
+    found = compare.affordable(plan, Study(tmp_path, {}, {}, [], None), {"sam searched": {"train.epochs": 16}})
+    assert found == ({"sgd": 8.0, "sam searched": 32.0}, {"sgd": 0.0, "sam searched": 0.0}, 32.0)
+
+
+def test_what_was_searched_is_remarked_where_something_was(tmp_path):
+    for policy in ("fixed", "searched"):
+        with Ledger(tmp_path / policy) as ledger:
+            record(ledger, "sam", 0, 0, 0.5, 0.8, policy=policy)
+        notes = summarize(read(tmp_path / policy)).notes
+        assert any("was searched" in note for note in notes) == (policy == "searched")
+
+
+def test_the_questions_do_not_depend_on_the_method_that_a_search_chose(tmp_path):
+    for method in ("asam", "sgd"):
+        with Ledger(tmp_path / method) as ledger:
+            for replicate in range(2):
+                record(ledger, "sam", replicate, 0, 0.5, 0.8)
+                record(ledger, "rho searched", replicate, 0, 0.5, 0.8, policy="searched", family="sam")
+                record(ledger, "methods searched", replicate, 0, 0.5, 0.9, method=method, policy="searched",
+                       family="methods")  # fmt: skip
+        study = read(tmp_path / method)
+        summary = summarize(study)
+        assert summary.of("methods searched").family == "methods"
+        assert looks(study, None)["methods searched"].family == "methods"
+        pairs = {(made.first, made.second) for made in summary.contrasts}
+        assert pairs == {("rho searched", "sam"), ("methods searched", "rho searched")}
+
+
+def test_the_ledger_is_read_as_often_for_many_searches_as_for_one(tmp_path, monkeypatch):
+    reads, counts = Counter(), []
+    for module, name in ((sessions, "read"), (sessions, "events")):
+        real = getattr(ledgers, name)
+        monkeypatch.setattr(module, name, lambda path, real=real: (reads.update([real.__name__]), real(path))[1])
+    monkeypatch.setattr(compare, "together", lambda *_: None)
+    monkeypatch.setattr(compare, "run_all", lambda *_: None)
+    for methods in (["sam"], ["sam", "asam", "bisam-log"]):
+        plan = Plan.of(methods, {}, {}, None, ("searched",), None, {})
+        with Ledger(tmp_path / str(len(methods))) as ledger:
+            ledger.write("study", study="s", kind="compare", **plan.header(""))
+            session = Session(tmp_path / str(len(methods)), ledger)
+            compare.searches(session, plan, Progress(quiet=True), 4.0, 0.0)
+        counts.append(dict(reads))
+        reads.clear()
+    assert counts[0] == counts[1]
+
+
+def resumed(directory, monkeypatch, **given):
+    """The plan with which api.compare goes on, without running it."""
+    seen = []
+
+    @contextmanager
+    def session(*_, **__):
+        yield SimpleNamespace(listen=lambda _: None)
+
+    monkeypatch.setattr(sessions, "session", session)
+    monkeypatch.setattr(compare, "compare", lambda _, plan, *__: seen.append(plan))
+    monkeypatch.setattr(api, "render", lambda *_: None)
+    api.compare(["sam"], storage=str(directory), resume=True, **given)
+    return seen[0]
+
+
+def test_what_is_not_given_to_a_resumed_comparison_is_as_it_was(tmp_path, monkeypatch):
+    plan = Plan.of(["sam"], {}, {}, 7, None, None, {"trials": 24, "grace": 3, "concurrency": 2})
+    with Ledger(tmp_path / plan.name) as ledger:
+        ledger.write("study", study=plan.name, kind="compare", **plan.header(""))
+    for study in (None, plan.name):
+        found = resumed(tmp_path, monkeypatch, study=study)
+        settings = found.settings
+        assert (found.seeds, settings.trials, settings.grace, settings.concurrency) == (7, 24, 3, 2)
+    assert resumed(tmp_path, monkeypatch, seeds=9).seeds == 9

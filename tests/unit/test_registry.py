@@ -6,18 +6,26 @@ import json
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 import bisam_ray
+from bisam_ray import api
 from bisam_ray.cli import main
+from bisam_ray.config import resolve
+from bisam_ray.progress import Progress
 from bisam_ray.study import ledger
+from bisam_ray.study import session as sessions
 from bisam_ray.study.ledger import Ledger
+from bisam_ray.study.session import Session
 from bisam_ray.study.tracking.client import connect, tracking_uri
 from bisam_ray.study.tracking.registry import chosen
+from bisam_ray.training.launch import Epoch
 
 TINY = {"data.name": "digits", "model.name": "mlp", "train.epochs": 1, "method": "sam"}
 
@@ -174,3 +182,95 @@ def test_whose_network_it_is(tmp_path: Path) -> None:
         for r in (0, 1)
     ]
     assert chosen(write(tmp_path / "again", "search", [*trials, *again])).name.startswith("rho-001-r")
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    """Of a study whose networks are empty; exporting one writes a file into a directory that must not be there."""
+
+    def save_model(model: Any, example: Any, path: Path) -> None:
+        path.mkdir(parents=True)
+        (path / "MLmodel").write_text("")
+        if example:
+            raise example
+
+    monkeypatch.setattr(sessions.checkpoints, "load", lambda place: (None, None))
+    monkeypatch.setattr("bisam_ray.training.engine.trained", lambda config, state: (None, None))
+    monkeypatch.setattr(sessions, "save_model", save_model)
+    with Ledger(tmp_path / "made") as record:
+        record.write("study", study="made", kind="compare")
+        yield Session(tmp_path / "made", record)
+
+
+def test_a_kill_while_a_model_is_written_leaves_no_half_of_it(driver: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bisam_ray.training.engine.trained", lambda config, state: (None, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        driver.log_model("a")
+    assert not (driver.directory / "models" / "a").exists()
+    (driver.directory / "models" / "a").mkdir()  # as such a kill once left it
+    (driver.directory / "models" / "a" / "half").write_text("")
+    monkeypatch.setattr("bisam_ray.training.engine.trained", lambda config, state: (None, None))
+    driver.log_model("a")
+    assert [path.name for path in (driver.directory / "models").rglob("*")] == ["a", "MLmodel"]
+    assert driver.study().exported("a")
+    assert not driver.study().exported("b")
+
+
+def test_a_network_that_cannot_be_exported_ends_nothing(
+    driver: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bisam_ray.training.engine.trained", lambda config, state: (None, AssertionError()))
+    api.export(driver, "a", Progress())
+    assert "a: its model could not be exported: AssertionError" in capsys.readouterr().err
+    assert not driver.study().exported("a")
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What training the winner again does: it is asked to tell these epochs, or to fail."""
+    steps: list[Any] = []
+
+    def launch(job: Any) -> Iterator[Epoch]:
+        for step in steps:
+            if isinstance(step, BaseException):
+                raise step
+            yield step
+
+    monkeypatch.setattr(api.launch, "launch", launch)
+    monkeypatch.setattr(api.launch, "check_feasible", lambda config: None)
+    monkeypatch.setattr(api.cluster, "connect", lambda: None)
+    monkeypatch.setattr(api.cluster, "check_shared", lambda place: None)
+    monkeypatch.setattr(api, "prepare", lambda: None)
+    return steps
+
+
+def outcome() -> Any:
+    config = resolve({"method": "sam", "train.epochs": 2}).model_dump(exclude_none=True)
+    best = SimpleNamespace(arm="sam", family="sam", radius_policy="fixed", config=config)
+    return SimpleNamespace(winner="sam", of=lambda arm: best)
+
+
+def test_the_winner_is_trained_again_once(driver: Session, trained: list[Any]) -> None:
+    first, last = Epoch(1, {"train/loss": 1.0}), Epoch(2, {"train/loss": 0.5}, {"final/val_accuracy": 0.9})
+    trained[:] = [first, KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        api.retrain(driver, outcome(), 2, Progress(quiet=True))
+    sessions.close(driver.ledger, driver.directory, "interrupted")
+    trained[:] = [first, last]  # a run that goes on tells its epochs once more
+    name = api.retrain(driver, outcome(), 2, Progress(quiet=True))
+    assert name is not None
+    assert name == api.retrain(driver, outcome(), 2, Progress(quiet=True))
+    assert name != api.retrain(driver, outcome(), 3, Progress(quiet=True))
+    events = [event for event in ledger.events(driver.directory) if event.get("run") == name]
+    assert [event["event"] for event in events] == ["begin", "epoch", "end", "begin", "epoch", "end"]
+    assert driver.study().runs[name].outcome == "completed"
+
+
+def test_a_winner_that_cannot_be_trained_again_costs_no_report(
+    driver: Session, trained: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained[:] = [Epoch(1, {"train/loss": 1.0}), RuntimeError("a worker\nis gone")]
+    assert api.retrain(driver, outcome(), 2, Progress()) is None
+    assert "training the winner on 2 workers failed: RuntimeError: a worker" in capsys.readouterr().err
+    (run,) = driver.study().runs.values()
+    assert (run.outcome, run.end and run.end["error"]) == ("failed", "a worker\nis gone")

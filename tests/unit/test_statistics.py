@@ -39,6 +39,10 @@ def test_many_replicates_are_flipped_at_random_and_agree_with_scipy():
     assert sign_flip(x) == sign_flip(x)
 
 
+def test_a_missing_difference_leaves_no_p_value():
+    assert math.isnan(sign_flip([math.nan, 1.0, 2.0]))
+
+
 def test_ties_count_as_extreme():
     assert sign_flip([0.0, 0.0, 0.0]) == 1.0  # nothing was shown
     assert sign_flip([0.1 + 0.2, -0.3]) == 1.0  # equal but for rounding
@@ -97,6 +101,7 @@ def test_a_collapsed_replicate_is_outlying():
     values = [0.95 + chance.gauss(0, 0.005) for _ in range(10)]
     assert outlying(values) == []
     assert outlying([*values[:9], 0.2]) == [9]
-    assert outlying([0.95] * 6 + [0.2]) == []  # no scale to judge by
+    assert outlying([1.0] * 9 + [0.1]) == [9]  # most agree to the last digit
+    assert outlying([0.95] * 6 + [0.94]) == []
     alarms = [outlying([chance.gauss(0, 1) for _ in range(10)]) for _ in range(1000)]
     assert sum(map(bool, alarms)) <= 5

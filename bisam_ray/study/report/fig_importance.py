@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,11 @@ def importance(study: Study, summary: Summary | None, seen: Mapping[str, Look]) 
         return None
     panels: list[dict[str, Any]] = []
     for one in found:
+        labels = named(share.key for share in one.shares)
         values = [
             {
                 "arm": one.arm,
-                "key": last(share.key),
+                "key": labels[share.key],
                 "x": share.value,
                 "low": share.low,
                 "high": share.high,
@@ -95,7 +97,6 @@ def importance(study: Study, summary: Summary | None, seen: Mapping[str, Look]) 
 class Scale:
     """One of the parallel axes: where a value stands, from 0 to 1, and what is written beside it."""
 
-    name: str
     places: Mapping[str, float]
     """By the value as text."""
     marks: Sequence[tuple[float, str]]
@@ -117,7 +118,7 @@ def parallel(study: Study, summary: Summary | None, seen: Mapping[str, Look]) ->
         for run in trials:
             table += [(arm, run.name, key, given(run).get(key, ""), val_accuracy(run), run.outcome) for key in keys]
         best = trials[-1]
-        values = ", ".join(f"{last(key)} {brief(value)}" for key, value in given(best).items())
+        values = told_of(best, named(key for run in trials for key in given(run)))
         said.append(f"{arm}: the best of {len(trials)} trials had {values} and {percent(val_accuracy(best))}.")
     if not panels:
         return None
@@ -155,11 +156,11 @@ def crossing(
     """One arm's panel."""
     accuracies = [val_accuracy(run) for run in trials]
     full = [val_accuracy(run) for run in trials if run.outcome == "completed"] or accuracies
+    labels = named(key for run in trials for key in given(run))
     scales = [scale_of(study, arm, key, [given(run)[key] for run in trials if key in given(run)]) for key in keys]
     low, high = min(accuracies), max(accuracies)
     scales.append(
         Scale(
-            "accuracy",
             {str(value): (value - low) / (high - low or 1) for value in accuracies},
             [(0, percent(low)), (1, percent(high))],
         )
@@ -167,8 +168,7 @@ def crossing(
     values = []
     for run in trials:
         done, accuracy = run.outcome == "completed", val_accuracy(run)
-        told_as = ", ".join(f"{last(key)} {brief(value)}" for key, value in given(run).items())
-        row = {"arm": arm, "run": run.name, "done": done, "told": told_as, "accuracy": percent(accuracy)}
+        row = {"arm": arm, "run": run.name, "done": done, "told": told_of(run, labels), "accuracy": percent(accuracy)}
         good = (accuracy - min(full)) / (max(full) - min(full) or 1) if done else 0.0
         points = [str(given(run)[key]) if key in given(run) else None for key in keys]
         for i, (scale, value) in enumerate(zip(scales, [*points, str(accuracy)], strict=True)):
@@ -244,7 +244,9 @@ def crossing(
         text = {"type": "text", "align": "left" if right else "right", "dx": 6 if right else -6, "fontSize": 10}
         here = [mark for mark in marks if mark["right"] is right]
         layers.append({"data": rows(here), "mark": text, "encoding": {"x": x, "y": y, "text": {"field": "label"}}})
-    heads = [{"axis": i, "label": short(scale.name, 20)} for i, scale in enumerate(scales)]
+    heads = [
+        {"axis": i, "label": short(name, 20)} for i, name in enumerate([*(labels[key] for key in keys), "accuracy"])
+    ]
     head = {"type": "text", "fontWeight": 600, "baseline": "bottom"}
     for name, some in (("left", heads[:1]), ("center", heads[1:-1]), ("right", heads[-1:])):
         if some:
@@ -266,12 +268,12 @@ def scale_of(study: Study, arm: str, key: str, values: Sequence[Any]) -> Scale:
         else:
             marks = [low, (low + high) / 2, high]
             places = {str(v): (v - low) / (high - low) for v in [*values, *marks]}
-        return Scale(last(key), places, [(places[str(mark)], f"{mark:.3g}") for mark in marks])
+        return Scale(places, [(places[str(mark)], f"{mark:.3g}") for mark in marks])
     known = [value for domain in domains for value in domain.choice or ()]
     choices = list(dict.fromkeys(map(str, known))) or sorted(set(map(str, values)))
     choices += [text for text in dict.fromkeys(map(str, values)) if text not in choices]
     places = {text: i / max(1, len(choices) - 1) for i, text in enumerate(choices)}
-    return Scale(last(key), places, [(place, short(text, 12)) for text, place in places.items()])
+    return Scale(places, [(place, short(text, 12)) for text, place in places.items()])
 
 
 def fewer(marks: Sequence[float]) -> list[float]:
@@ -279,6 +281,13 @@ def fewer(marks: Sequence[float]) -> list[float]:
     return list(marks[:: max(1, math.ceil(len(marks) / SHOWN))])
 
 
-def last(key: str) -> str:
-    """A config path without its group."""
-    return key.rpartition(".")[2]
+def told_of(run: Run, labels: Mapping[str, str]) -> str:
+    """What a trial was given, in a line."""
+    return ", ".join(f"{labels[key]} {brief(value)}" for key, value in given(run).items())
+
+
+def named(keys: Iterable[str]) -> dict[str, str]:
+    """Config paths without their groups, where that still tells them apart."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    count = Counter(last.values())
+    return {key: name if count[name] == 1 else key for key, name in last.items()}

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arms import family
 from ..ledger import Study
 from . import (
     fig_accuracy,
@@ -55,9 +54,7 @@ def draw(study: Study, summary: Summary | None, directory: Path) -> list[Drawing
 
 def looks(study: Study, summary: Summary | None) -> dict[str, Look]:
     """A look per arm, in the order in which the arms began."""
-    known = {
-        run.arm: (family(run.begin["method"]), run.begin.get("radius_policy") or "fixed") for run in study.runs.values()
-    }
+    known = {run.arm: (run.family, run.begin.get("radius_policy") or "fixed") for run in study.runs.values()}
     known |= {arm.arm: (arm.family, arm.radius_policy) for arm in summary.arms} if summary else {}
     others = [name for name in dict.fromkeys(name for name, _ in known.values()) if name not in COLOURS]
     colours = {**COLOURS, **{name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}}

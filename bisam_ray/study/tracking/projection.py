@@ -5,7 +5,7 @@
               train: its run goes to the experiment `bisam-ray`, without a parent
     begin     a run under the parent; the configuration as params with dotted keys, written once; the tags
               study arm phase method family radius_policy seed dataset digest replicate restart, and
-              outcome=running; family is the method without the "lets-" of a learned radius
+              outcome=running; family is the ledger's, or the method without the "lets-" of a learned radius
     epoch     metrics, step = epoch
     end       metrics at the last epoch; tags outcome and error (500 characters); the status:
               completed FINISHED · pruned, killed KILLED · failed, diverged FAILED
@@ -32,13 +32,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import ledger
+from ..report.markdown import safe
 from ..statistics import Estimate
 from .client import connect, is_server
 from .pending import PARENT, Run
 from .views import MEANS, links, tags, views
 
 TRAIN_EXPERIMENT = "bisam-ray"
-TAGS = ("arm", "phase", "method", "radius_policy", "seed", "dataset", "digest", "replicate", "restart")
+TAGS = ("arm", "phase", "method", "family", "radius_policy", "seed", "dataset", "digest", "replicate", "restart")
 MEASURED = ("eigenvalue",)
 DESCRIPTION = "mlflow.note.content"
 EXPERIMENT_TAG, RUN_TAG = 5000, 8000  # characters that every database has room for
@@ -154,7 +155,7 @@ class Projection:
                 of[study.runs[name].arm].append(study.runs[name])
         for arm, runs in of.items():
             given = {key: str(runs[0].begin[key]) for key in ("arm", "method", "radius_policy", "dataset")}
-            shown = self.open(f"arm: {arm}", arm, at, {**given, "phase": "arm"})
+            shown = self.open(f"arm: {arm}", arm, at, {**given, "family": runs[0].family, "phase": "arm"})
             means: dict[str, float] = {}
             for key in MEANS:
                 found = Estimate.of([run.value(key) for run in runs if math.isfinite(run.value(key))])
@@ -168,7 +169,7 @@ class Projection:
         """The description of the parent and of the experiment, whose page shows the first line: views and verdict."""
         self.described = True
         first = " — ".join(filter(None, [links(self.experiment, self.show(at)), verdict]))
-        told_above = re.compile(rf"\**{re.escape(verdict)}\**\s*")  # bold or not
+        told_above = re.compile(rf"\**{re.escape(safe(verdict))}\**\s*")  # bold or not
         text = f"{first}\n\n{told_above.sub('', text, count=1) if verdict else text}"
         parent.tags[DESCRIPTION] = fitting(text, RUN_TAG)
         self.experiment_tags[DESCRIPTION] = fitting(text, EXPERIMENT_TAG)
@@ -184,7 +185,7 @@ class Projection:
         if name not in self.runs:
             given = {"study": self.study, "bisam.study": self.identity, **given}
             if "method" in given:
-                given["family"] = given["method"].removeprefix("lets-")
+                given.setdefault("family", given["method"].removeprefix("lets-"))
             if name != PARENT:
                 given["bisam.run"] = name
                 if PARENT in self.runs:

@@ -43,7 +43,7 @@ def register(directory: Path, name: str | None = None) -> dict[str, Any]:
     uri = tracking_uri(directory.parent)
     with held(directory) as ledger:
         session = Session(directory, ledger)
-        if not any(made["kind"] == "model" and made["run"] == run.name for made in study.artifacts):
+        if not study.exported(run.name):
             if not checkpoints.exists(session.checkpoint(run.name)):
                 raise ConfigError(f"{study.name}: the checkpoint of {run.name} is gone; bisam-ray train makes it anew")
             session.log_model(run.name)
