@@ -59,6 +59,8 @@ def call(*words):
         (["compare", "optim.rho=0.1"], "is searched in space rho"),
         (["compare", "sam", "--arms", "fixed,serched"], "did you mean searched?"),
         (["compare", "--seeds", "0"], "--seeds 0: must be at least 1"),
+        (["compare", "--flatness", "-1"], "--flatness -1: must be at least 0"),
+        (["compare", "sam", "method=asam"], "method=asam: arm sgd sets it itself"),
         (["report", "nothing"], "no such study"),
         (["eval", "nothing.pt"], "no such checkpoint"),
         (["eval", "exp.yaml"], "not a readable checkpoint"),

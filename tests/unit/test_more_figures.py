@@ -244,3 +244,23 @@ def test_curvature_is_sorted_flat_first(drawn: dict[str, Figure]) -> None:
     assert order[0] == "bisam_tanh searched"
     assert order[-1] == "sgd"
     assert len(order) == 3 * len(ARMS)
+
+
+def test_two_parameters_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with Ledger(tmp_path) as ledger:
+        ledger.write("study", study="made", kind="search", space=None)
+        for i in range(12):
+            point = {"optim.lr": float(rng.uniform(0.01, 0.1)), "lets.lr": float(rng.uniform(0.01, 0.1)), "optim.mu": i}
+            common = {"arm": "lets searched", "method": "lets-sam", "radius_policy": "searched"}
+            begin(ledger, f"t{i}", "search", 0.1, suggested=point, **common)
+            epochs(ledger, f"t{i}", [0.5, 0.8 + point["optim.lr"]], 0.1)
+            done = {"final/val_accuracy": 0.8 + point["optim.lr"]}
+            ledger.write("end", run=f"t{i}", outcome="completed", epoch=2, metrics=done)
+    study = read(tmp_path)
+    bars, lines = (DRAW[name](study, None, looks(study, None)) for name in ("importance", "parallel"))
+    assert bars is not None
+    assert lines is not None
+    assert {row["key"] for row in data(bars.panels[0])} == {"optim.lr", "lets.lr", "mu"}
+    assert "optim.lr 0.0" in lines.text
+    assert [row["label"] for row in data(lines.panels[0]["layer"][-3:])] == ["optim.lr", "lets.lr", "mu", "accuracy"]

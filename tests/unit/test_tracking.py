@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from bisam_ray.study.ledger import FILE, Ledger
+from bisam_ray.study.report.markdown import safe
 from bisam_ray.study.tracking import mirror as tracking
 from bisam_ray.study.tracking.client import connect, tracking_uri
 from bisam_ray.study.tracking.mirror import Mirror
@@ -644,6 +645,7 @@ def test_a_measured_flatness_is_a_metric_at_the_last_epoch(study: Study) -> None
 def test_the_family_of_a_method(study: Study) -> None:
     for run, method in (("a", "lets-bisam-tanh"), ("b", "bisam-tanh")):
         study.begin(run, method=method)
+    study.begin("c", method="sam", family="bisam-tanh")  # whatever method a search chose
     study.mirror()
     assert {run.data.tags["family"] for name, run in study.runs().items() if name != "digits"} == {"bisam-tanh"}
 
@@ -682,6 +684,16 @@ def test_the_summary_describes_the_parent_and_the_experiment(make: Make) -> None
     assert "b wins" in described(study, "digits")["mlflow.note.content"]
     kept = {name: run.data.tags.get("kept") for name, run in study.runs().items() if name != "bisam"}
     assert kept == {"digits": None, "a-r0-s0": "yes", "a-r0-s1": "no"}
+
+
+def test_the_verdict_stands_once_above_the_summary(make: Make) -> None:
+    study, verdict = make("digits", "compare"), "At equal cost rho_warmup searched wins."
+    (study.directory / "summary.md").write_text(f"**{safe(verdict)}**\n\n| arm |\n|---|\n")
+    study.ledger.write("artifact", kind="summary", path="summary.md", run=None, tags={"verdict": verdict})
+    study.mirror()
+    first, _, rest = described(study, "digits")["mlflow.note.content"].partition("\n\n")
+    assert first.endswith(verdict)
+    assert rest == "| arm |\n|---|\n"
 
 
 def test_ready_views_are_tags_of_the_experiment(make: Make) -> None:
