@@ -92,8 +92,7 @@ class SearchResult:
         """The trial to use: confirmed on fresh draws, or else the best on val by its final weights."""
         from .study.selection import winner
 
-        arms = {run.arm for run in self.study.of(phase="search")}
-        found = [run for arm in arms if (run := winner(self.study, arm))]
+        found = [run for arm in self.study.searched_arms() if (run := winner(self.study, arm))]
         return max(found, key=lambda run: run.value("final/val_accuracy"), default=None)
 
     def summary(self) -> dict[str, Any]:

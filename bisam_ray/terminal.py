@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def comparison(result: Comparison) -> str:
     """A comparison: the table of arms, the verdict, what each question's contrasts say, notes, where to go on."""
-    from .study.report.page import table
+    from .study.report.arm_tables import table
 
     if result.outcome is None:
         return f"no arm has a finished replicate; report {result.report}"
@@ -63,7 +63,7 @@ def search(result: SearchResult) -> str:
     ]
     lines += wrapped([f"replayed {told}" for told in [study.header["protocol"].get("replayed")] if told])
     lines += ["", *wrapped([winner(study, None)[1]]), ""]
-    for arm in dict.fromkeys(run.arm for run in study.of(phase="search")):
+    for arm in study.searched_arms():
         lines += wrapped(sentences(study, arm))
     return "\n".join([*lines, "", *links(study.directory)])
 

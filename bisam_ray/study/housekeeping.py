@@ -60,8 +60,7 @@ def state(directory: Path, study: Study) -> str:
 def best(study: Study) -> float | None:
     """The best that a study has found so far."""
     if study.header.get("kind") == "search":
-        arms = dict.fromkeys(run.arm for run in study.of(phase="search"))
-        found = [run.value("final/val_accuracy") for arm in arms if (run := winner(study, arm))]
+        found = [run.value("final/val_accuracy") for arm in study.searched_arms() if (run := winner(study, arm))]
     else:
         found = [run.value("final/test_accuracy") for run in study.of(phase="final", outcome="completed")]
     return max((value for value in found if value == value), default=None)

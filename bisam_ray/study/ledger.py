@@ -145,6 +145,10 @@ class Study:
             if arm in (None, run.arm) and phase in (None, run.phase) and outcome in (None, run.outcome)
         ]
 
+    def searched_arms(self) -> list[str]:
+        """The arms with trials, in the order in which they began."""
+        return list(dict.fromkeys(run.arm for run in self.of(phase="search")))
+
     def exported(self, run: str) -> bool:
         """Whether a run's network was written as a model."""
         return any(made["kind"] == "model" and made["run"] == run for made in self.artifacts)

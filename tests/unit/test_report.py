@@ -24,9 +24,10 @@ from bisam_ray.config import load, resolve
 from bisam_ray.study.contrasts import Contrast
 from bisam_ray.study.ledger import Ledger, Study, read
 from bisam_ray.study.outcome import ArmResult, Summary, summarize
+from bisam_ray.study.report.arm_tables import table
 from bisam_ray.study.report.canvas import COLOURS, OTHERS, Figure, axis, save, still
 from bisam_ray.study.report.canvas import rows as points
-from bisam_ray.study.report.page import render, table
+from bisam_ray.study.report.page import render
 from bisam_ray.study.report.stills import picture
 from bisam_ray.study.selection import winner
 from bisam_ray.study.series import anytime, learned_paths, searched, spending

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..generalization import Gap, gaps
 from ..ledger import Study
-from .canvas import HOVER, Figure, Look, apart, axis, dashes, hue, lit, names, rows, short, told
+from .canvas import HOVER, Figure, Look, apart, axis, by_family, dashes, hue, lit, names, rows, short, told
 
 if TYPE_CHECKING:
     from ..outcome import Summary
 
-FEW = 8  # arms in one panel; of more, a panel per family
 TALL = 270  # pixels
 
 
@@ -22,15 +21,12 @@ def gap(study: Study, summary: Summary | None, seen: Mapping[str, Look]) -> Figu
     lines = {arm: found for arm in seen if (found := gaps(study, arm, names_of.get(arm)))}
     if not lines:
         return None
-    if len(lines) <= FEW:
+    if "" in (groups := by_family(lines, seen)):
         panels = [panel(of, lines, seen) for of in ("loss", "accuracy")]
     else:
-        none = [arm for arm in lines if seen[arm].policy == "none"]
-        families = dict.fromkeys(seen[arm].family for arm in lines if seen[arm].policy != "none")
-        groups = {name: [*none, *(arm for arm in lines if seen[arm].family == name)] for name in families}
-        low, high = span("loss", lines)
+        ends = span("loss", lines)
         panels = [
-            {**panel("loss", {arm: lines[arm] for arm in dict.fromkeys(arms)}, seen, (low, high)), "title": name}
+            {**panel("loss", {arm: lines[arm] for arm in arms}, seen, ends), "title": name}
             for name, arms in groups.items()
         ]
     told = "Of the kept runs: mean and range over replicates. On train, means over the epoch's steps; on validation, at"

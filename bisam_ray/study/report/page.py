@@ -27,10 +27,9 @@ from ..ledger import Study
 from ..series import number, val_accuracy
 from ..wording import percent
 from .arm_tables import ARM_COLUMNS, Scale, arm_row, by_question, matrix, ranked, shown
-from .arm_tables import table as table
 from .canvas import MARKS, MILLION, Drawing, write_csv
 from .figures import OF_SEARCH, draw, looks
-from .search_tables import counted, result, searched_arms, section, short_value, trial_columns, trial_tables
+from .search_tables import counted, result, section, short_value, trial_columns, trial_tables
 from .stills import STYLE
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def render(study: Study, summary: Summary | None) -> Path:
         policies=POLICIES,
         marks=MARKS,
         drawings=[drawing for drawing in drawings if drawing.figure.name not in OF_SEARCH],
-        search=[section(study, arm) for arm in searched_arms(study)] if kind == "search" else [],
+        search=[section(study, arm) for arm in study.searched_arms()] if kind == "search" else [],
         search_drawings=[drawing for drawing in drawings if drawing.figure.name in OF_SEARCH],
         trials=trial_tables(study),
         facts=facts(study, summary),
@@ -145,7 +144,7 @@ def cautions(study: Study, summary: Summary | None) -> list[str]:
     if summary:
         few = f"Too few seeds: with {summary.n} replicate{'s' * (summary.n != 1)} a verdict is only indicative."
         return [*([few] if summary.indicative else []), *summary.notes]
-    arms = searched_arms(study)
+    arms = study.searched_arms()
     told = [(arm, said) for arm in arms for said in (leaning(study, arm).warning, bordered(study, arm)) if said]
     return [f"{arm}: {said}" if len(arms) > 1 else said for arm, said in told]
 
@@ -153,7 +152,7 @@ def cautions(study: Study, summary: Summary | None) -> list[str]:
 def prunings(study: Study) -> list[tuple[str, str]]:
     """Of each searched arm, how many trials were stopped at which epoch."""
     found = []
-    for arm in searched_arms(study):
+    for arm in study.searched_arms():
         at: dict[int, int] = defaultdict(int)
         for run in study.of(arm=arm, phase="search", outcome="pruned"):
             at[judged(run) or 0] += 1

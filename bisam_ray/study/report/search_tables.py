@@ -16,15 +16,10 @@ from ..wording import estimate, percent
 SHOWN = 100  # trials in a table of the page; all are in trials.csv
 
 
-def searched_arms(study: Study) -> list[str]:
-    """The arms with trials, in the order in which they began."""
-    return list(dict.fromkeys(run.arm for run in study.of(phase="search")))
-
-
 def result(study: Study) -> tuple[Run | None, str]:
     """The trial to use, and the search in one sentence."""
     trials = study.of(phase="search")
-    found = [run for arm in searched_arms(study) if (run := winner(study, arm))]
+    found = [run for arm in study.searched_arms() if (run := winner(study, arm))]
     if not found:
         return None, f"No trial has completed: {counted(trials)}."
     best = max(found, key=val_accuracy)
@@ -85,7 +80,7 @@ def section(study: Study, arm: str) -> dict[str, Any]:
 def trial_tables(study: Study) -> list[dict[str, Any]]:
     """The trials by arm, best first: at most SHOWN, and how many more there are."""
     tables = []
-    for arm in searched_arms(study):
+    for arm in study.searched_arms():
         keys, best, trials = suggested_keys(study, arm), winner(study, arm), study.of(arm=arm, phase="search")
         rows: list[dict[str, Any]] = []
         for run in sorted(trials, key=trial_rank)[:SHOWN]:

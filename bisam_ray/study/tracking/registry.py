@@ -89,8 +89,8 @@ def chosen(study: Study) -> Run:
         summary = summarize(study)
         runs = [study.runs[name] for name in summary.of(summary.winner).kept] if summary else []
     elif study.header.get("kind") == "search":
-        done, arms = study.of(phase="final", outcome="completed"), {run.arm for run in study.of(phase="search")}
-        for trial in filter(None, (winner(study, arm) for arm in arms)):
+        done = study.of(phase="final", outcome="completed")
+        for trial in filter(None, (winner(study, arm) for arm in study.searched_arms())):
             runs = [run for run in done if run.begin.get("trial") == trial.name] or [trial]
     else:
         runs = study.of(outcome="completed")[-1:]
