@@ -37,7 +37,7 @@ from ..optim.radius import FixedRadius, FollowsLR, RadiusPolicy, ScheduledRadius
 from ..optim.sampa import Parallel
 from ..optim.schedule import Sequential
 from ..optim.step import Losses
-from . import data, models
+from . import data, memory, models
 from .feed import Batch, Feed
 from .plugins import load_function
 
@@ -106,6 +106,8 @@ def run(
     comm = comm or Solo()
     torch.set_num_threads(config.scale.threads)
     device = device_of(config.scale)
+    if device.type == "cpu":
+        memory.keep()
 
     optim, seed = config.optim, config.seed
     learned = optim.radius == "learned"
