@@ -28,6 +28,7 @@ from bisam_ray.config import resolve
 from bisam_ray.optim.comm import Solo
 from bisam_ray.optim.sampa import Parallel
 from bisam_ray.training import engine, models
+from bisam_ray.training.task import Classification
 
 METHODS = {"sam": 1, "bisam-tanh": 1, "lets-sam": 2, "lets-bisam-tanh": 3, "asam": None, "esam": None, "sampa": None}
 BATCH, INPUTS, CLASSES = 4, 64, 10
@@ -44,7 +45,7 @@ def train(method: str, width: int, steps: int, device: torch.device, **options: 
     radius = engine.radius_policy(config, params, base, 100, Solo())
 
     def evaluate(batch: Any) -> engine.Losses:
-        return engine.losses(config.optim, model(batch[0]), batch[1])
+        return Classification().losses(config.optim, model(batch[0]), batch[1])
 
     def draw() -> tuple[torch.Tensor, torch.Tensor]:
         return torch.randn(BATCH, INPUTS, device=device), torch.randint(CLASSES, (BATCH,), device=device)

@@ -33,6 +33,7 @@ from bisam_ray.config import resolve
 from bisam_ray.optim.comm import Solo
 from bisam_ray.optim.sampa import Parallel
 from bisam_ray.training import engine, models
+from bisam_ray.training.task import Classification
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def stepper(method: Method, model: nn.Module, shape: tuple[int, ...], batch_size
     radius = engine.radius_policy(config, params, base, 1_000_000, Solo())
 
     def evaluate(batch: Any) -> engine.Losses:
-        return engine.losses(config.optim, model(batch[0]), batch[1])
+        return Classification().losses(config.optim, model(batch[0]), batch[1])
 
     def draw() -> tuple[torch.Tensor, torch.Tensor]:
         device = params[0].device

@@ -29,6 +29,7 @@ from bisam_ray.optim.batchnorm import frozen_statistics
 from bisam_ray.optim.losses import cross_entropy
 from bisam_ray.optim.perturbation import Perturbation, dot, global_norm
 from bisam_ray.training import data, engine, models
+from bisam_ray.training.task import Classification
 
 HERE = Path(__file__).resolve()
 MLP = {d: {"model.name": f"{HERE.stem}:mlp_{d}"} for d in (1, 2, 4, 6)}
@@ -102,7 +103,7 @@ def train(
             p.grad = gradient
         base.step()
         if (step + 1) % epoch_steps == 0:
-            curve.append(engine.assess(model, splits.val).accuracy)
+            curve.append(Classification().assess(model, splits.val).accuracy)
     return curve
 
 

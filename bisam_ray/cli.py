@@ -153,7 +153,7 @@ def train(
 ) -> tuple[Any, str]:
     """Make one run."""
     from . import api, catalogue
-    from .config import overrides
+    from .config import overrides, score
 
     given = overrides(words)
     if smoke:
@@ -164,8 +164,10 @@ def train(
     result = api.train(config, given, storage=storage, resume=resume, quiet=quiet)
     found = result.summary()
     rho = "" if not found["rho"] else f"  ρ {found['rho']:.3g}"
+    of = score(result.run.begin["config"]["data"]["name"])
+    told = f" ({of})" * (of != "accuracy")
     return found, (
-        f"{found['method']}  test {found['test_accuracy']:.1%}  val {found['val_accuracy']:.1%}{rho}  "
+        f"{found['method']}  test {found['test_accuracy']:.1%}  val {found['val_accuracy']:.1%}{told}{rho}  "
         f"{found['cost_gradients'] / 1e3:.0f}k gradients  {found['cost_seconds']:.1f} s\n"
         f"checkpoint {result.checkpoint}"
     )
@@ -313,7 +315,7 @@ def eval_(storage: str, quiet: bool, checkpoint: str, split: str) -> tuple[Any, 
     from . import api
 
     found = api.evaluate(checkpoint, split)
-    return found, "{method}, epoch {epoch}: {split} accuracy {accuracy:.1%}, loss {loss:.3f}".format(**found)
+    return found, "{method}, epoch {epoch}: {split} {score} {accuracy:.1%}, loss {loss:.3f}".format(**found)
 
 
 @verb

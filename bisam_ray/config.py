@@ -47,6 +47,16 @@ class Data(Section):
     (of files), or (x − ½) / ½ of values in [0, 1], which timm's ViT weights were trained with."""
     readers: int = Field(2, ge=0)
     """Processes that decode the images of a set too large for the memory, per worker."""
+    tokenizer: str | None = None
+    """Of text: a name or path that transformers knows, or `train`: made from the training text; else the network's."""
+    vocabulary: int = Field(10_000, ge=100)
+    """Subwords of `tokenizer=train`."""
+    length: int = Field(128, ge=4)
+    """Longest text, in tokens; what is longer is cut off."""
+    beam: int = Field(5, ge=1)
+    """Width of the search that translates."""
+    bucket: int = Field(0, ge=0)
+    """Texts of like length come together, out of so many batches; 0: as they are drawn."""
     batch_size: int = Field(64, ge=1)
     label_noise: float = Field(0.0, ge=0, le=1)
     """Share of the labels of train, hyper and val that is flipped to another class; test stays clean."""
@@ -104,10 +114,15 @@ class Optim(Section):
     outer_lr: float = Field(0.5, gt=0, le=1)
     base: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(0.05, gt=0)
+    lr_schedule: Literal["cosine", "linear", "inverse_sqrt", "constant"] = "cosine"
+    lr_warmup: float = Field(0.0, ge=0, lt=1)
+    """Fraction of training over which the learning rate grows linearly from zero."""
     momentum: float = Field(0.9, ge=0, lt=1)
     dampening: float = Field(0.0, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(5e-4, ge=0)
+    decay: Literal["all", "weights"] = "all"
+    """What decays: everything, or neither biases nor the parameters of norms."""
     clip: float | None = Field(None, gt=0)
     """Largest norm of the descent gradient."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -225,12 +240,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 LETS_PRESETS: dict[str, dict[str, Any]] = {"lets-asam": {"rho_max": 10.0}}  # its radii are ten times larger
 DATASETS = (
     "digits", "digits32", "cifar10", "cifar100", "svhn", "imagenet", "imagenet100", "flowers102", "pets",
-    "generated/NAME",
+    "glue/NAME", "iwslt14", "generated/NAME",
 )  # training/data.py, training/datasets.py  # fmt: skip
 MODELS = (
     "cnn", "mlp", "resnet20", "resnet32", "resnet56", "resnet110", "resnet18", "resnet50", "vgg19bn", "densenet121",
-    "wrn28-2", "wrn28-10", "pyramidnet110", "vit-small", "vit-base", "torchvision/NAME", "pytorchcv/NAME", "timm/NAME",
+    "wrn28-2", "wrn28-10", "pyramidnet110", "vit-small", "vit-base", "bert-tiny", "transformer-iwslt",
+    "transformer-tiny", "torchvision/NAME", "pytorchcv/NAME", "timm/NAME", "transformers/NAME",
 )  # training/models.py  # fmt: skip
+TEXT, LANGUAGE = ("glue/", "iwslt14"), ("transformer", "bert-tiny")  # how their names begin
+CLASSLESS = ("glue/stsb", "iwslt14")
+SCORES = {"glue/cola": "Matthews' correlation", "glue/stsb": "Pearson's correlation", "iwslt14": "BLEU / 100"}
 SHAPES = ("cosine", "lr", "theorem")  # training/engine.py
 ALPHA = ("tanh", "ramp", "erf")  # objectives that have an α; optim/losses.py
 ASCENT_ONLY = (
@@ -260,12 +279,21 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     complete: dict[str, Any] = {}
     merge(complete, {"method": method, "optim": PRESETS[method], "lets": LETS_PRESETS.get(method, {})})
     merge(complete, merged)
+    tokenize(complete)
     try:
         config = Config.model_validate(complete)
     except ValidationError as error:
         raise ConfigError(told(error)) from None
     contradictions(config)
     return config
+
+
+def tokenize(complete: dict[str, Any]) -> None:
+    """Text that is not told its tokenizer has that of the network."""
+    data, model = complete.get("data", {}), complete.get("model", {}).get("name")
+    if str(data.get("name")).startswith(TEXT) and data.get("tokenizer") is None:
+        library, _, rest = str(model).partition("/")
+        data["tokenizer"] = rest if library == "transformers" and rest else "train"
 
 
 def merge(into: dict[str, Any], layer: Mapping[str, Any], prefix: str = "") -> None:
@@ -312,6 +340,7 @@ def contradictions(config: Config) -> None:
         family = name.partition("/")[0] + "/NAME" if "/" in name else name
         if ":" not in name and family not in known:
             raise ConfigError(f"{section}.name={name}: unknown{suggest(name, known)} (or your own, module:function)")
+    language(config)
     if optim.nesterov and (not optim.momentum or optim.dampening):
         raise ConfigError("optim.nesterov=True: needs optim.momentum > 0 and optim.dampening=0")
     if config.data.batch_size % (scale.workers * scale.accumulate) and scale.accumulate > 1:
@@ -383,6 +412,35 @@ def contradictions(config: Config) -> None:
         raise ConfigError("lets.curvature=exact: second derivatives overflow in float16 (scale.precision=bfloat16)")
     if lets.curvature == "exact" and scale.compile:
         raise ConfigError("lets.curvature=exact: a compiled network cannot be differentiated twice (scale.compile)")
+
+
+def language(config: Config) -> None:
+    """Refuse what does not go with text, or with what is no text."""
+    data, model = config.data.name.removeprefix("generated/"), config.model.name
+    text = data.startswith(TEXT)
+    if ":" not in model and ":" not in data:
+        translates = model.startswith("transformer-")
+        if text != model.startswith(LANGUAGE):
+            reads, kind = ("images", "text") if text else ("text", "no text")
+            raise ConfigError(
+                f"model.name={model}: reads {reads}, and data.name={config.data.name} is {kind} (nearest: "
+                f"{('bert-tiny' if data.startswith('glue/') else 'transformer-tiny') if text else 'cnn'})"
+            )
+        if text and translates != (data == "iwslt14"):
+            told = "translates (nearest: bert-tiny)" if translates else "does not translate (nearest: transformer-tiny)"
+            raise ConfigError(f"model.name={model}: {told}")
+    if config.data.label_noise and data in CLASSLESS:
+        raise ConfigError(f"data.label_noise={config.data.label_noise}: data.name={data} has no classes (nearest: 0)")
+    if data == "glue/stsb" and config.optim.objective in BISAM:
+        raise ConfigError(
+            f"optim.objective={config.optim.objective}: data.name={data} is a regression; BiSAM bounds the 0-1 loss, "
+            "which that has not (nearest: cross_entropy, here the squared error: method=sam)"
+        )
+
+
+def score(data: str) -> str:
+    """What decides on a data set, and what is recorded as accuracy there."""
+    return SCORES.get(data.removeprefix("generated/"), "accuracy")
 
 
 def without_ascent(config: Config) -> None:

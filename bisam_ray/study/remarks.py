@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..config import score
 from .diagnosis import borders
 from .early import leaning
 from .ledger import Study
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def notes(study: Study, results: Sequence[ArmResult], contrasts: Sequence[Contrast], left_out: int) -> list[str]:
     """The protocol's limits, what is missing, what a bound or a border decided, what was perhaps stopped too early."""
-    found = []
+    found = scored(study)
     if any(result.radius_policy in SEARCHED for result in results):
         found.append(
             "The radius was searched once, on a development draw of the data, and used on every replicate; what an arm "
@@ -35,6 +36,14 @@ def notes(study: Study, results: Sequence[ArmResult], contrasts: Sequence[Contra
     if missing := [arm for arm in planned if all(arm != result.arm for result in results)]:
         found.append(f"{', '.join(missing)}: without a result; what the arm is built on did not finish.")
     return [*found, *bounded(study, results), *bordering(study, results), *hasty(study, results), *failing(results)]
+
+
+def scored(study: Study) -> list[str]:
+    """What accuracy means where it is none."""
+    word = score(((study.header.get("config") or {}).get("data") or {}).get("name", ""))
+    return [f"What is called accuracy is {word}, the score of this data set; points are hundredths."] * (
+        word != "accuracy"
+    )
 
 
 def bounded(study: Study, results: Sequence[ArmResult]) -> list[str]:

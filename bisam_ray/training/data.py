@@ -27,10 +27,12 @@ from torch import Tensor
 
 from ..config import ConfigError, Data
 from .augment import Pixels
+from .files import Files
 from .plugins import load_function
+from .task import Classification
 
 if TYPE_CHECKING:
-    from .files import Files
+    from .text import Ragged, Tokens
 
 SHARES = {
     "train": 0.473,
@@ -42,12 +44,12 @@ OFFICIAL = {"train": 0.8, "hyper": 0.1, "val": 0.1}  # of the training examples.
 
 @dataclass(frozen=True)
 class Split:
-    """Examples as they are stored, x (N, …) or image files, and their targets y (N,).
+    """Examples as they are stored, x (N, …), image files or texts, and their targets y (N,) or (N, T).
 
     `pixels` standardises stored images; None where x is standardised already.
     """
 
-    x: Tensor | Files
+    x: Tensor | Files | Ragged
     y: Tensor
     pixels: Pixels | None = None
 
@@ -65,13 +67,17 @@ class Split:
         return tuple(self.x.shape[1:])
 
     @property
+    def text(self) -> bool:
+        return not isinstance(self.x, Tensor | Files)
+
+    @property
     def inputs(self) -> Tensor:
         """x, where it lies in memory."""
         assert isinstance(self.x, Tensor)
         return self.x
 
     def to(self, device: torch.device) -> Split:
-        x = self.x.to(device) if isinstance(self.x, Tensor) else self.x
+        x = self.x if isinstance(self.x, Files) else self.x.to(device)
         return Split(x, self.y.to(device), self.pixels and self.pixels.to(device))
 
     def ready(self) -> Split:
@@ -83,7 +89,7 @@ class Split:
 
     def batches(self, size: int) -> Iterator[Split]:
         """All of it, ready, in pieces."""
-        pieces = self.x.split(size) if isinstance(self.x, Tensor) else self.x.pieces(size)
+        pieces = self.x.pieces(size) if isinstance(self.x, Files) else self.x.split(size)
         for x, y in zip(pieces, self.y.split(size), strict=True):
             yield Split(x.to(y.device), y, self.pixels).ready()
 
@@ -97,6 +103,8 @@ class Splits:
     val: Split
     test: Split
     classes: int
+    task: Classification
+    tokens: Tokens | None = None
 
     def fitting(self, learned: bool) -> tuple[Split, Split]:
         """(what the gradient steps see, what the upper level sees): train and hyper, or their union and nothing."""
@@ -109,8 +117,7 @@ def joined(first: Split, second: Split) -> Split:
     y = torch.cat([first.y, second.y])
     if isinstance(first.x, Tensor):
         return Split(torch.cat([first.x, second.inputs]), y, first.pixels)
-    assert not isinstance(second.x, Tensor)
-    return Split(first.x + second.x, y, first.pixels)
+    return Split(first.x + second.x, y, first.pixels)  # type: ignore[operator]  # both of one kind
 
 
 def load(config: Data) -> Splits:
@@ -140,7 +147,7 @@ def load(config: Data) -> Splits:
     for name in SHARES:
         noisy = flip(splits[name].y, config.label_noise, source.classes, noise, confused)
         splits[name] = Split(splits[name].x, noisy, pixels)
-    return Splits(**splits, classes=source.classes)
+    return Splits(**splits, classes=source.classes, task=source.task, tokens=source.tokens)
 
 
 KNOWN = {  # in units of 0–255
@@ -149,23 +156,24 @@ KNOWN = {  # in units of 0–255
 }
 
 
-def standard(config: Data, x: Tensor | Files, fit: Tensor) -> Pixels | None:
+def standard(config: Data, x: Tensor | Files | Ragged, fit: Tensor) -> Pixels | None:
     """What stored images are standardised by; None: they are no stored images, but numbers of any size.
 
     Raises:
         ConfigError: not these images in this way.
     """
-    stored, in_memory = not isinstance(x, Tensor) or x.dtype == torch.uint8, isinstance(x, Tensor)
+    in_memory = isinstance(x, Tensor)
+    stored = isinstance(x, Files) or (isinstance(x, Tensor) and x.dtype == torch.uint8)
     way = config.standardise or ("data" if in_memory else "imagenet")
     usual = f"data.standardise={way}: data.name={config.name} "
     if config.standardise and not stored:
         raise ConfigError(f"{usual}is no set of stored images; leave it out")
-    if way == "data" and not in_memory:
+    if way == "data" and stored and not in_memory:
         raise ConfigError(f"{usual}is read file by file (nearest: imagenet)")
-    if way in KNOWN and stored and x.shape[1] != 3:
-        raise ConfigError(f"{usual}has no colours (nearest: data)")
     if not stored:
         return None
+    if way in KNOWN and x.shape[1] != 3:
+        raise ConfigError(f"{usual}has no colours (nearest: data)")
     return KNOWN[way] if way in KNOWN or not isinstance(x, Tensor) else pixels_of(x[fit])
 
 
@@ -240,6 +248,8 @@ def own(name: str) -> tuple[Tensor, Tensor]:
 
 def flip(y: Tensor, share: float, classes: int, generator: torch.Generator, confused: Tensor | None = None) -> Tensor:
     """Exactly round(share·N) of the labels, moved to another class, or to confused[class]."""
+    if not share:
+        return y
     chosen = torch.randperm(len(y), generator=generator)[: round(share * len(y))]
     shift = torch.randint(1, max(classes, 2), (len(chosen),), generator=generator)
     y = y.clone()
@@ -251,10 +261,15 @@ class Stream:
     """An endless sequence of batches: one random permutation after the other.
 
     A pure function of (seed, step): there is no position to save, and every process can compute its own share.
+
+    Args:
+        lengths: of the examples, (size,), when those of like length are to come together: every `bucket` batches of
+            the permutation are sorted, cut into batches anew, and these are shuffled.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+    def __init__(self, size: int, batch_size: int, seed: int, lengths: Tensor | None = None, bucket: int = 0) -> None:
         self.size, self.batch_size, self.seed = size, min(batch_size, size), seed
+        self.lengths, self.bucket = lengths, bucket
         self.cached: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def batch(self, step: int) -> Tensor:
@@ -267,8 +282,18 @@ class Stream:
 
     def permutation(self, epoch: int) -> Tensor:
         if self.cached[0] != epoch:
-            self.cached = epoch, torch.randperm(self.size, generator=seeded(self.seed, epoch + 16))
+            generator = seeded(self.seed, epoch + 16)
+            order = torch.randperm(self.size, generator=generator)
+            if self.bucket and self.lengths is not None:
+                order = torch.cat([self.sorted(part, generator) for part in order.split(self.bucket * self.batch_size)])
+            self.cached = epoch, order
         return self.cached[1]
+
+    def sorted(self, part: Tensor, generator: torch.Generator) -> Tensor:
+        """The same examples, those of like length beside each other, batch by batch in random order."""
+        assert self.lengths is not None
+        batches = part[self.lengths[part].argsort(stable=True)].split(self.batch_size)
+        return torch.cat([batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()])
 
 
 def seeded(seed: int, purpose: int) -> torch.Generator:

@@ -5,6 +5,8 @@
     flowers102, pets          Oxford's, as image files; the official train and val are the training examples
     imagenet, imagenet100     image files, one folder per class, in <root>/imagenet/{train,val} or <root>/{train,val};
                               val is the test set
+    glue/NAME                 pairs of sentences and their relation; see glue.py
+    iwslt14                   German sentences and their English translations; see translation.py
     generated/NAME            seeded noise in the shape and with the classes of NAME, for trying out
 
 Where their files must lie: download.py and folders.py.
@@ -13,17 +15,23 @@ Where their files must lie: download.py and folders.py.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..config import ConfigError, Data, suggest
+from . import glue, translation
 from .data import digits, own
 from .download import PARTS, missing
 from .files import Files
 from .folders import class_folders, image_folders
 from .published import published
+from .task import Classification
+
+if TYPE_CHECKING:
+    from .text import Ragged, Tokens
 
 SHAPES = {
     "digits": ((1, 8, 8), 10),
@@ -57,14 +65,18 @@ class Source:
         y: (N,) int64 in [0, classes).
         test_x, test_y: the official test set, where there is one.
         confused: (classes,), the class that each one is mistaken for; see `confusion`.
+        task: what is learned of it.
+        tokens: of text.
     """
 
-    x: Tensor | Files
+    x: Tensor | Files | Ragged
     y: Tensor
-    test_x: Tensor | Files | None
+    test_x: Tensor | Files | Ragged | None
     test_y: Tensor | None
     classes: int
     confused: Tensor
+    task: Classification = field(default_factory=Classification)
+    tokens: Tokens | None = None
 
 
 def read(config: Data) -> Source:
@@ -83,6 +95,10 @@ def read(config: Data) -> Source:
         return Source(x, y, None, None, classes, confusion(name, classes))
     if name.startswith("generated/"):
         return generated(config)
+    if name.startswith("glue/"):
+        return glue.read(config)
+    if name == "iwslt14":
+        return translation.read(config)
     if name in FOLDERS:
         parts, classes = image_folders(config)
     else:
@@ -97,8 +113,14 @@ def check(config: Data) -> None:
     Raises:
         ConfigError: as `read`, but wrong checksums and broken images are found only there.
     """
-    if config.name.startswith("generated/"):
+    if config.name.startswith("generated/glue/"):
+        glue.task_of(config)
+    elif config.name.startswith("generated/") and config.name != "generated/iwslt14":
         known_shape(config)
+    elif config.name.startswith("glue/"):
+        glue.check(config)
+    elif config.name == "iwslt14":
+        translation.check(config)
     elif config.name in FOLDERS:
         class_folders(config)
     elif config.name in PARTS:
@@ -137,8 +159,12 @@ def known_shape(config: Data) -> tuple[tuple[int, int, int], int]:
 
 def generated(config: Data) -> Source:
     """Noise: training examples for two batches of the smallest split that is trained on, and 16 of test."""
-    shape, classes = known_shape(config)
     sizes = max(10, math.ceil(config.batch_size * 2 / 0.8)), 16
+    if config.name.startswith("generated/glue/"):
+        return glue.generated(config, sizes)
+    if config.name == "generated/iwslt14":
+        return translation.generated(config, sizes)
+    shape, classes = known_shape(config)
     generator = torch.Generator().manual_seed(0)
     pixels = math.prod(shape) * sum(sizes)
     # eight pixels from every number drawn

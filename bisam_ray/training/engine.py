@@ -1,7 +1,7 @@
 """The training loop. One configuration in, one record per epoch out; no Ray, no MLflow, no files.
 
     for each step t:
-        lr(t) = lr · ½ (1 + cos(πt/T))
+        lr(t) = lr · ½ (1 + cos(πt/T)), or another schedule
         ascend on a batch of train, descend at the perturbed weights, restore, update      (optim/schedule.py)
         let the radius policy look at a batch of hyper, if it learns                      (optim/lets.py)
     after each epoch: accuracy on val
@@ -20,7 +20,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +31,6 @@ from ..optim import shapes
 from ..optim.comm import Comm, Roles, Solo
 from ..optim.lets import LETS
 from ..optim.lookahead import RAPP, Lookahead
-from ..optim.losses import cross_entropy, lower_bound
 from ..optim.radius import FixedRadius, FollowsLR, RadiusPolicy, ScheduledRadius
 from ..optim.sampa import Parallel
 from ..optim.schedule import Sequential
@@ -40,6 +38,7 @@ from ..optim.step import Losses
 from . import data, memory, models
 from .feed import Batch, Feed
 from .plugins import load_function
+from .task import Evaluation, mean_evaluation
 
 
 class Diverged(RuntimeError):
@@ -75,15 +74,6 @@ class StepRecord(NamedTuple):
     state: Callable[[], dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Loss and accuracy of one split, and the accuracy of its even- and odd-numbered halves."""
-
-    loss: float
-    accuracy: float
-    halves: tuple[float, float]
-
-
 def run(
     config: Config,
     comm: Comm | None = None,
@@ -112,6 +102,7 @@ def run(
     optim, seed = config.optim, config.seed
     learned = optim.radius == "learned"
     splits = data.load(config.data)
+    task = splits.task
     fit, hyper = (split.to(device) for split in splits.fitting(learned))
     val = splits.val.to(device)
     epoch_steps = max(1, (len(splits.train) + len(splits.hyper)) // config.data.batch_size)
@@ -120,8 +111,8 @@ def run(
     hyper_batch = Feed(hyper, config.data, data.mixed(seed, 4), comm)
 
     torch.manual_seed(data.mixed(seed, 5))
-    given = config.model.weights if state is None else None  # a checkpoint has its own
-    model = models.build(config.model.name, fit.shape, splits.classes, given).to(device)
+    model = network(config, splits, config.model.weights if state is None else None)  # a checkpoint has its own
+    model = model.to(device)
     if len(fit.shape) == 3:
         model = model.to(memory_format=torch.channels_last)
     forward = torch.compile(model) if config.scale.compile else model
@@ -150,14 +141,14 @@ def run(
             logits = forward(x)
         logits = logits if half is None else logits.float()
         first = (logits.detach(), y) if first is None else first
-        return losses(optim, logits, y, radius.learned if isinstance(radius, LETS) else {})
+        return task.losses(optim, logits, y, radius.learned if isinstance(radius, LETS) else {})
 
     take_step = schedule(config, params, base, evaluate, radius, model=model, comm=comm, scaler=scaler)
     radii = torch.zeros(total_steps, dtype=torch.float64, device=device)
     start, done, cost, seconds = 0, 0, 0.0, 0.0
     totals = torch.zeros(7, dtype=torch.float64, device=device)  # of the epoch under way
     counted = torch.zeros_like(totals)
-    best: dict[str, Any] = {"val_accuracy": -1.0, "epoch": 0, "weights": None}
+    best: dict[str, Any] = {"val_accuracy": -math.inf, "epoch": 0, "weights": None}
     if state is not None:
         model.load_state_dict(state["model"])
         base.load_state_dict(state["base"])
@@ -188,10 +179,10 @@ def run(
     def evaluated(split: str, weights: str = "final") -> Evaluation:
         chosen = getattr(splits, split).to(device)
         if weights == "final":
-            return assess(model, chosen)
+            return task.assess(model, chosen)
         present = {k: v.clone() for k, v in model.state_dict().items()}
         model.load_state_dict(best["weights"])
-        result = assess(model, chosen)
+        result = task.assess(model, chosen)
         model.load_state_dict(present)
         return result
 
@@ -204,14 +195,14 @@ def run(
         model.train()
         for step in range(done, epoch * epoch_steps):
             for group in base.param_groups:
-                group["lr"] = optim.lr * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+                group["lr"] = optim.lr * learning_rate(optim, step, total_steps)
             first, step_began = None, time.perf_counter()
             ahead = {"following": partial(fit_batch, step + 1)} if isinstance(take_step, Parallel) else {}
             stats = take_step(fit_batch(step), hyper=partial(hyper_batch, step), **ahead)
             cost += stats.cost * fit_batch.stream.batch_size
             radii[step] = stats.rho
             assert first is not None
-            accuracy = (first[0].argmax(-1) == first[1]).float().mean()
+            accuracy = task.agreement(*first)
             learning = (radius.hypergradient, radius.gap) if radius is not None else (None, None)
             seen = [
                 stats.loss,
@@ -243,7 +234,7 @@ def run(
         if not math.isfinite(means["train/loss"]):
             raise Diverged(f"the training loss became {means['train/loss']} in epoch {epoch}")
 
-        now = assess(model, val)
+        now = task.assess(model, val)
         if now.accuracy > best["val_accuracy"]:
             weights = {k: v.clone() for k, v in model.state_dict().items()}
             best = {"val_accuracy": now.accuracy, "epoch": epoch, "weights": weights}
@@ -251,16 +242,14 @@ def run(
             **{k: v for k, v in means.items() if learned or not k.startswith("lets/")},
             "val/loss": now.loss,
             "val/accuracy": now.accuracy,
-            "val/standard_error": math.sqrt(now.accuracy * (1 - now.accuracy) / len(val)),
+            **{f"val/{name}": value for name, value in now.more.items()},
+            "val/standard_error": task.standard_error(now.accuracy, len(val)),
             "best/val_accuracy": best["val_accuracy"],
             "cost/gradients": cost,
             "cost/seconds": seconds,
         }
 
         yield EpochRecord(epoch, metrics, snapshot, evaluated)
-
-
-LARGEST = 1 << 24  # numbers in the inputs of one piece of an evaluation
 
 
 def on_device(value: Tensor | float, like: Tensor) -> Tensor:
@@ -291,27 +280,32 @@ def synchronise(comm: Comm, sums: list[Tensor], buffers: list[Tensor], radius: R
         buffer.copy_(value)
 
 
-def losses(optim: Optim, logits: Tensor, y: Tensor, learned: dict[str, Tensor] | None = None) -> Losses:
-    """What the method ascends and what it descends, from one forward pass; `learned`: µ and α, if LETS learns them."""
-    descent = cross_entropy(logits, y, optim.label_smoothing)
-
-    def examples() -> Tensor:
-        return cross_entropy(logits, y, optim.label_smoothing, reduction="none")
-
-    phi = optim.objective
-    if phi == "none" or phi == "cross_entropy":
-        return Losses(descent, descent, examples)
-    learned = learned or {}
-    mu, alpha = learned.get("mu", optim.mu), learned.get("alpha", optim.alpha or 0.1)
-    return Losses(lambda: lower_bound(logits, y, phi, mu, alpha), descent, examples)
+def learning_rate(optim: Optim, step: int, total_steps: int) -> float:
+    """Of a step, as a factor: linear growth over `lr_warmup`, then the schedule over what is left."""
+    warm = round(optim.lr_warmup * total_steps)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    done, whole = step - warm, total_steps - warm
+    if optim.lr_schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done / whole))
+    if optim.lr_schedule == "linear":
+        return 1 - done / whole
+    if optim.lr_schedule == "inverse_sqrt":
+        return math.sqrt((warm + 1) / (step + 1))
+    return 1.0
 
 
 def base_optimizer(optim: Optim, params: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer that takes the descent gradient, within Lookahead or RAPP where the configuration says so."""
     base: torch.optim.Optimizer
+    groups: list[Any] = list(params)
+    if optim.decay == "weights":
+        still = {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}
+        groups = [{"params": [p for p in params if p.dim() >= 2]}, still]
+        groups = [group for group in groups if group["params"]]
     if optim.base == "sgd":
         base = torch.optim.SGD(
-            params,
+            groups,
             lr=optim.lr,
             momentum=optim.momentum,
             dampening=optim.dampening,
@@ -321,7 +315,7 @@ def base_optimizer(optim: Optim, params: list[nn.Parameter]) -> torch.optim.Opti
         )
     else:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.base]
-        base = kind(params, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+        base = kind(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
     if optim.wrapper == "none":
         return base
     return {"lookahead": Lookahead, "rapp": RAPP}[optim.wrapper](base, optim.outer_every, optim.outer_lr)
@@ -422,33 +416,26 @@ def on_fold(config: Config, i: int) -> Config:
 
 def trained(config: Config, state: dict[str, Any]) -> tuple[nn.Module, Tensor]:
     """The network of a checkpoint's state (of its first fold), on the CPU in evaluation mode, and some inputs."""
-    config, state = members(config, state)[0]
+    model, splits = restored(*members(config, state)[0])
+    return model, splits.val[:4].ready().inputs
+
+
+def restored(config: Config, state: dict[str, Any]) -> tuple[nn.Module, data.Splits]:
+    """The network of a single run's state, on the CPU in evaluation mode, and its data."""
     splits = data.load(config.data)
-    model = models.build(config.model.name, splits.val.shape, splits.classes)
+    model = network(config, splits)
     model.load_state_dict(state["model"])
-    return model.eval(), splits.val[:4].ready().inputs
+    return model.eval(), splits
+
+
+def network(config: Config, splits: data.Splits, weights: str | None = None) -> nn.Module:
+    return models.build(config.model.name, splits.train.shape, splits.classes, weights, tokens=splits.tokens)
 
 
 def evaluate(config: Config, state: dict[str, Any], split: str) -> Evaluation:
     """Accuracy of a checkpoint's state on one split of its own data; the mean over its folds."""
-    return mean_evaluation(
-        [assess(trained(*one)[0], getattr(data.load(one[0].data), split)) for one in members(config, state)]
-    )
-
-
-def mean_evaluation(found: list[Evaluation]) -> Evaluation:
-    even, odd = (fmean(e.halves[half] for e in found) for half in (0, 1))
-    return Evaluation(fmean(e.loss for e in found), fmean(e.accuracy for e in found), (even, odd))
-
-
-@torch.no_grad()
-def assess(model: nn.Module, split: data.Split) -> Evaluation:
-    """Cross entropy and accuracy of one split, in evaluation mode; in pieces that fit the memory."""
-    was_training = model.training
-    model.eval()
-    batch_size = min(1024, max(16, LARGEST // math.prod(split.shape)))
-    logits = torch.cat([model(part.inputs) for part in split.batches(batch_size)])
-    model.train(was_training)
-    hits = (logits.argmax(-1) == split.y).double()
-    loss = cross_entropy(logits.double(), split.y)
-    return Evaluation(loss.item(), hits.mean().item(), (hits[::2].mean().item(), hits[1::2].mean().item()))
+    found = []
+    for one in members(config, state):
+        model, splits = restored(*one)
+        found.append(splits.task.assess(model, getattr(splits, split)))
+    return mean_evaluation(found)

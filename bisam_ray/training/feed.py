@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +18,7 @@ from ..config import ConfigError, Data
 from ..optim.comm import Comm
 from .augment import Augment, Pixels
 from .data import Split, Stream, mixed
-
-if TYPE_CHECKING:
-    from .files import Files
+from .files import Files
 
 Share = Callable[[int], tuple[Tensor, Tensor]]
 
@@ -49,9 +47,10 @@ class Feed:
             asked = ", ".join(config.augment)
             raise ConfigError(f"data.augment={asked}: needs images (C, H, W), not inputs of shape {split.shape}")
         self.split, self.comm = split, comm
-        self.stream = Stream(max(1, len(split)), config.batch_size, seed)
+        lengths = None if isinstance(split.x, Tensor | Files) else split.x.lengths
+        self.stream = Stream(max(1, len(split)), config.batch_size, seed, lengths, config.bucket)
         kinds, self.ahead = config.augment, None
-        if not isinstance(split.x, Tensor):  # readers crop: only they see the whole image
+        if isinstance(split.x, Files):  # readers crop: only they see the whole image
             self.ahead = Ahead(split.x, self.share, mixed(seed, 2) if "crop" in kinds else None, config.readers)
             kinds = tuple(kind for kind in kinds if kind != "crop")
         self.augment = Augment(kinds, mixed(seed, 1))
@@ -74,6 +73,8 @@ class Feed:
         chosen, position = self.share(step)
         there, at = (part.to(device, non_blocking=True) for part in (chosen, position))
         targets = split.y[there]
+        if split.text:
+            return Batch(split.x[chosen], targets, position)
         if self.ahead is not None:
             images, there = self.ahead(step).to(device, non_blocking=True), torch.arange(len(chosen), device=device)
         else:

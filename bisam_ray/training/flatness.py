@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..config import ConfigError
-from ..optim.losses import cross_entropy
 from . import checkpoint, data, engine
+from .task import Classification
 
+CLASSIFICATION = Classification()
 EXAMPLES = 2048  # of the Hessian
 SHOWN = 512  # of the landscape
 BATCH = 256  # examples in memory at once; results do not depend on it but for rounding
@@ -66,15 +67,15 @@ def measure(place: checkpoint.Place, landscape: bool) -> dict[str, Any]:
     """
     config, state = engine.members(*checkpoint.load(place))[0]
     torch.set_num_threads(config.scale.threads)
-    model, _ = engine.trained(config, state)
+    model, splits = engine.restored(config, state)
     device = engine.device_of(config.scale)
     model = model.to(device)
-    train = data.load(config.data).train.to(device)
+    train = splits.train.to(device)
     if len(train.shape) == 3:
         model = model.to(memory_format=torch.channels_last)  # halves the time of the landscape
     chosen = subset(train, EXAMPLES)
-    found = hessian_eigenvalue(model, chosen)
-    shown = loss_landscape(model, subset(train, SHOWN))._asdict() if landscape else None
+    found = hessian_eigenvalue(model, chosen, task=splits.task)
+    shown = loss_landscape(model, subset(train, SHOWN), task=splits.task)._asdict() if landscape else None
     values = {"eigenvalue": found.value, "residual": found.residual, "landscape": shown}
     return {**rounded(values), "examples": len(chosen), "split": "train"}
 
@@ -98,7 +99,13 @@ def subset(split: data.Split, most: int, seed: int = SEED) -> data.Split:
     return split[chosen].ready()
 
 
-def hessian_eigenvalue(model: nn.Module, split: data.Split, batch_size: int = BATCH, seed: int = SEED) -> Eigenvalue:
+def hessian_eigenvalue(
+    model: nn.Module,
+    split: data.Split,
+    batch_size: int = BATCH,
+    seed: int = SEED,
+    task: Classification = CLASSIFICATION,
+) -> Eigenvalue:
     """The algebraically largest eigenvalue of ∇²L at the model's weights (its trainable parameters).
 
     Memory: about 3 × what a gradient of one batch takes, and up to 25 × the weights.
@@ -116,7 +123,7 @@ def hessian_eigenvalue(model: nn.Module, split: data.Split, batch_size: int = BA
         total = torch.zeros_like(vector)
         for x, y in zip(split.inputs.split(batch_size), split.y.split(batch_size), strict=True):
             with sdpa_kernel(SDPBackend.MATH):  # fused kernels of attention have no second derivative
-                loss = cross_entropy(model(x), y) * (len(y) / len(split))
+                loss = task.descent(model(x), y) * (len(y) / len(split))
             # parameters that the loss does not depend on have zeros
             gradient = torch.autograd.grad(loss, params, create_graph=True, materialize_grads=True)
             slope = torch.stack([(g * v).sum() for g, v in zip(gradient, direction, strict=True)]).sum()
@@ -197,7 +204,13 @@ def direction(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]
 
 @torch.no_grad()
 def loss_landscape(
-    model: nn.Module, split: data.Split, grid: int = 21, span: float = 1.0, seed: int = SEED, batch_size: int = BATCH
+    model: nn.Module,
+    split: data.Split,
+    grid: int = 21,
+    span: float = 1.0,
+    seed: int = SEED,
+    batch_size: int = BATCH,
+    task: Classification = CLASSIFICATION,
 ) -> Landscape:
     """Loss and error on a grid × grid square over [−span, span]² along two random directions (`direction`).
 
@@ -222,8 +235,7 @@ def loss_landscape(
         torch._foreach_add_(moved, list(second.values()), alpha=b)
         torch._foreach_copy_(params, moved)  # twice as fast here as torch.func.functional_call
         logits = torch.cat([model(x) for x in split.inputs.split(batch_size)])
-        error = (logits.argmax(-1) != split.y).double().mean()
-        return cross_entropy(logits.double(), split.y).item(), error.item()
+        return task.descent(logits.double(), split.y).item(), task.error(logits, split.y).item()
 
     was_training = model.training
     model.eval()

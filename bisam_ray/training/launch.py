@@ -202,9 +202,12 @@ def final_metrics(record: Any, test: bool) -> dict[str, float]:
         "final/val_even": val.halves[0],
         "final/val_odd": val.halves[1],
         "best/val_accuracy": record.metrics["best/val_accuracy"],
+        **{f"final/val_{name}": value for name, value in val.more.items()},
     }
     if test:
-        final["final/test_accuracy"] = record.evaluate("test").accuracy
+        found = record.evaluate("test")
+        final["final/test_accuracy"] = found.accuracy
+        final |= {f"final/test_{name}": value for name, value in found.more.items()}
         final["best/test_accuracy"] = record.evaluate("test", "best").accuracy
     return final
 

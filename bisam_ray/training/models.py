@@ -12,41 +12,57 @@ vit-small vit-base   patches of 4 px in images up to 64 px, of 16 px above      
 torchvision/NAME     any torchvision classifier, e.g. torchvision/resnet18
 pytorchcv/NAME       any pytorchcv classifier, e.g. pytorchcv/resnet20_cifar10; α = 48 is pyramidnet110_a48_cifar10
 timm/NAME            any timm classifier, e.g. timm/convnext_tiny or, with the tag of its weights, timm/resnet50.tv_in1k
+bert-tiny, transformer-iwslt, transformer-tiny, transformers/NAME    for text: language.py        (transformers)
 module:function      your own: function(input_shape, classes) returns a torch.nn.Module
 
-pytorchcv and timm come with `pip install '.[models]'`. Grey images are repeated on three channels.
+pytorchcv and timm come with `pip install '.[models]'`, transformers with '.[text]'. Grey images are repeated on three
+channels.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ..config import ConfigError, suggest
+from . import language
 from . import weights as starting
 from .networks import LIBRARIES, NETWORKS, ToRGB, colour
 from .plugins import load_function
 
+if TYPE_CHECKING:
+    from .text import Tokens
 
-def build(name: str, input_shape: tuple[int, ...], classes: int, weights: str | None = None) -> nn.Module:
+
+def build(
+    name: str, input_shape: tuple[int, ...], classes: int, weights: str | None = None, tokens: Tokens | None = None
+) -> nn.Module:
     """A network from inputs (N, *input_shape) to logits (N, classes).
 
     Args:
         name: one of NAMES, or `module:function`.
-        input_shape: (C, H, W) of an image, or the shape of any other example.
+        input_shape: (C, H, W) of an image, (R, T) of a text, or the shape of any other example.
         classes: how many logits.
         weights: `hub` or a file, see training/weights.py; None: initialised from torch's global generator. A head of
             another size stays as initialised, which is told on stderr.
+        tokens: the vocabulary of the texts, if these are the inputs.
 
     Raises:
         ConfigError: unknown, not installed, not for such inputs, or weights of another network.
     """
     check(name, weights)
     library, _, rest = name.partition("/")
-    if name in BUILT_IN:
+    for_text = library_of(name) == "transformers" and (name in NETWORKS or bool(rest))
+    if tokens is not None and not for_text and ":" not in name:
+        raise ConfigError(f"model.name={name}: takes images, not text (nearest: bert-tiny)")
+    if for_text:
+        make = NETWORKS[name].build if name in NETWORKS else partial(LIBRARIES[library], rest)
+        model = make(input_shape, classes, tokens)
+    elif name in BUILT_IN:
         model = BUILT_IN[name](input_shape, classes)
     elif name in NETWORKS:
         model = colour(name, input_shape, partial(NETWORKS[name].build, input_shape, classes))
@@ -71,10 +87,11 @@ def check(name: str, weights: str | None = None) -> None:
     Raises:
         ConfigError: unknown name, library not installed, no such file, nothing published, or the hub out of reach.
     """
-    library, _, rest = name.partition("/")
-    library = NETWORKS[name].library if name in NETWORKS else library
-    if library in ("pytorchcv", "timm"):
+    library, rest = library_of(name), name.partition("/")[2]
+    if library in ("pytorchcv", "timm", "transformers"):
         need(library, name)
+    if library == "transformers" and rest:
+        language.check(rest)
     if library == "torchvision" and rest:
         from torchvision.models import list_models
 
@@ -96,6 +113,11 @@ def check(name: str, weights: str | None = None) -> None:
         starting.check_file(weights)
 
 
+def library_of(name: str) -> str:
+    """The library that a network comes from, as far as its name tells."""
+    return NETWORKS[name].library if name in NETWORKS else name.partition("/")[0]
+
+
 def published(name: str) -> str:
     """timm's name of the network, whose published weights fit; empty if there is none."""
     if name in NETWORKS:
@@ -105,7 +127,8 @@ def published(name: str) -> str:
 
 def need(library: str, name: str) -> None:
     if importlib.util.find_spec(library) is None:
-        raise ConfigError(f"model.name={name}: needs {library}, which is not installed: pip install '.[models]'")
+        extra = "text" if library == "transformers" else "models"
+        raise ConfigError(f"model.name={name}: needs {library}, which is not installed: pip install '.[{extra}]'")
 
 
 def cnn(input_shape: tuple[int, ...], classes: int) -> nn.Module:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..config import ConfigError
+from . import language
 
 SMALL = 64  # px: up to here a network gets the stem that suits CIFAR
 
@@ -153,14 +154,22 @@ def vit(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 class Network(NamedTuple):
-    """Where a network comes from, how it is built for images (·, H, W), and what timm calls its published weights."""
+    """Where a network comes from, how it is built for images (·, H, W), and what timm calls its published weights.
+
+    Those of transformers are built for texts (R, T), and are told their tokens.
+    """
 
     library: str
-    build: Callable[[tuple[int, ...], int], nn.Module]
+    build: Callable[..., nn.Module]
     published: str = ""
 
 
-LIBRARIES = {"torchvision": torchvision, "pytorchcv": pytorchcv, "timm": timm}
+LIBRARIES: dict[str, Callable[..., nn.Module]] = {
+    "torchvision": torchvision,
+    "pytorchcv": pytorchcv,
+    "timm": timm,
+    "transformers": language.published,
+}
 VIT = {"vit-small": "vit_small_patch16_224", "vit-base": "vit_base_patch16_224"}
 NETWORKS = {
     "resnet20": Network("pytorchcv", partial(resnet_cifar, 20)),
@@ -175,4 +184,9 @@ NETWORKS = {
     "wrn28-10": Network("pytorchcv", partial(wrn, 10)),
     "pyramidnet110": Network("pytorchcv", partial(pyramidnet, 270)),
     **{name: Network("timm", partial(vit, name), published) for name, published in VIT.items()},
+    "bert-tiny": Network("transformers", partial(language.bert, "bert-tiny", 2, 128, 2)),
+    "transformer-iwslt": Network(
+        "transformers", partial(language.transformer, "transformer-iwslt", 6, 512, 1024, 4, 0.3)
+    ),
+    "transformer-tiny": Network("transformers", partial(language.transformer, "transformer-tiny", 2, 64, 128, 2, 0.1)),
 }

@@ -9,6 +9,7 @@ from torch import nn
 
 from bisam_ray.config import ConfigError, resolve
 from bisam_ray.training import checkpoint, data, engine, flatness, launch
+from bisam_ray.training.task import Classification
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -150,7 +151,7 @@ def test_the_centre_is_the_network_itself_which_stays_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert found.axis == [-0.5, -0.25, 0, 0.25, 0.5]
     assert [len(row) for row in found.loss + found.error] == [5] * 10
-    here = engine.assess(model, split)
+    here = Classification().assess(model, split)
     assert (found.loss[2][2], 1 - found.error[2][2]) == pytest.approx((here.loss, here.accuracy), rel=1e-12)
     corners = [found.loss[i][j] for i in (0, 4) for j in (0, 4)]
     assert len({here.loss, *corners}) == 5  # two directions, and both signs of each
@@ -240,7 +241,7 @@ def test_a_checkpoint_is_measured_in_plain_numbers(run):
     # on the run's own noisy labels
     config, state = checkpoint.load(run.checkpoint)
     model, _ = engine.trained(config, state)
-    here = engine.assess(model, flatness.subset(data.load(config.data).train, flatness.SHOWN))
+    here = Classification().assess(model, flatness.subset(data.load(config.data).train, flatness.SHOWN))
     assert shown["loss"][10][10] == pytest.approx(here.loss, rel=1e-4)
     assert shown["error"][10][10] == pytest.approx(1 - here.accuracy, rel=1e-4)
     alone = flatness.measure(run.checkpoint, landscape=False)
