@@ -429,6 +429,8 @@ def language(config: Config) -> None:
         if text and translates != (data == "iwslt14"):
             told = "translates (nearest: bert-tiny)" if translates else "does not translate (nearest: transformer-tiny)"
             raise ConfigError(f"model.name={model}: {told}")
+    if text and model.startswith("transformers/") and config.data.tokenizer == "train":
+        raise ConfigError(f"data.tokenizer=train: model.name={model} reads with its own (leave it out)")
     if config.data.label_noise and data in CLASSLESS:
         raise ConfigError(f"data.label_noise={config.data.label_noise}: data.name={data} has no classes (nearest: 0)")
     if data == "glue/stsb" and config.optim.objective in BISAM:

@@ -68,6 +68,10 @@ def test_a_regression_descends_the_squared_error():
         ({"data": "iwslt14", "model": "bert-tiny"}, "model.name=bert-tiny: does not translate (nearest: transf"),
         ({"data": "glue/cola", "model": "transformer-tiny"}, "model.name=transformer-tiny: translates (nearest: bert"),
         (
+            {"data": "glue/mrpc", "model": "transformers/a/b", "data.tokenizer": "train"},
+            "data.tokenizer=train: model.name=transformers/a/b reads with its own (leave it out)",
+        ),
+        (
             {"data": "glue/stsb", "model": "bert-tiny", "data.label_noise": 0.1},
             "data.label_noise=0.1: data.name=glue/stsb has no classes (nearest: 0)",
         ),
