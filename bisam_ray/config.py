@@ -156,6 +156,8 @@ class Lets(Section):
 
 class Train(Section):
     epochs: int = Field(30, ge=1)
+    val_examples: int | None = Field(None, ge=16)
+    """So many of val are looked at after an epoch, where a look is dear; at the end all are. Left out: all."""
     save_steps: int = Field(0, ge=0)
     """Steps after which several workers save a checkpoint, also within an epoch; 0: after epochs only. (One worker
     saves as time goes by.) Their batch-norm statistics are averaged then: rounding depends on it."""

@@ -104,7 +104,7 @@ def run(
     splits = data.load(config.data)
     task = splits.task
     fit, hyper = (split.to(device) for split in splits.fitting(learned))
-    val = splits.val.to(device)
+    val = splits.val[: config.train.val_examples].to(device)
     epoch_steps = max(1, (len(splits.train) + len(splits.hyper)) // config.data.batch_size)
     total_steps = epoch_steps * config.train.epochs
     fit_batch = Feed(fit, config.data, data.mixed(seed, 3), comm)

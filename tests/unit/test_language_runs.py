@@ -59,3 +59,15 @@ def test_the_curvature_is_that_of_the_task():
     assert found.residual < 0.1
     shown = flatness.loss_landscape(model, chosen, grid=3, task=splits.task)
     assert shown.loss[1][1] == pytest.approx(splits.task.descent(model(chosen.inputs), chosen.y).item(), rel=1e-5)
+
+
+def test_an_epoch_may_look_at_a_part_of_val():
+    few = {**GLUE, "data": "generated/glue/sst2", "data.batch_size": 128, "train.epochs": 1}
+    whole, part = (list(engine.run(resolve(few, {"train.val_examples": n})))[-1] for n in (None, 16))
+    seen = engine.restored(resolve(few), whole.state())[1].val[:16]
+    model = engine.restored(resolve(few), part.state())[0]
+    assert (
+        part.metrics["val/accuracy"] == engine.restored(resolve(few), part.state())[1].task.assess(model, seen).accuracy
+    )
+    assert part.metrics["val/loss"] != whole.metrics["val/loss"]
+    assert part.evaluate("val").loss == whole.evaluate("val").loss

@@ -10,11 +10,14 @@ from click.testing import CliRunner
 
 from bisam_ray import api, catalogue
 from bisam_ray.cli import main
-from bisam_ray.config import DATASETS, MODELS, PRESETS, dump, gradients_per_step, load, overrides, resolve
+from bisam_ray.config import DATASETS, MODELS, PRESETS, TEXT, dump, gradients_per_step, load, overrides, resolve
 from bisam_ray.training import engine
 
 ALL = catalogue.names()
 CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000, "imagenet100": 100, "flowers102": 102, "pets": 37}
+CLASSES["iwslt14"] = 10_000  # subwords
+GLUE = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
+WORDS = [name for name in ALL if resolve(load(catalogue.find(name))).data.name.startswith(TEXT)]
 LONG = ("wrn28-10", "pyramidnet110", "densenet121", "vit-base")  # several seconds each, or more
 BIG = [n for n in ALL if resolve(load(catalogue.find(n))).model.name in LONG or "imagenet-" in n]
 
@@ -34,6 +37,7 @@ def test_every_table_has_its_recipes():
     }
     three = ("resnet18", "wrn28-10", "pyramidnet110")
     wanted |= {f"lets/{data}-{net}" for data in ("cifar10", "cifar100") for net in three}
+    wanted |= {f"bisam/glue-{task}" for task in GLUE} | {"lets/glue-mrpc-deberta", "sampa/glue-bert", "lets/iwslt14"}
     wanted |= {f"noise/0.{share}" for share in (2, 4, 6, 8)} | {"fine-tune/flowers", "fine-tune/pets"}
     assert wanted <= {*ALL}
 
@@ -41,8 +45,8 @@ def test_every_table_has_its_recipes():
 @pytest.mark.parametrize("name", ALL)
 def test_it_resolves_and_names_what_exists(name):
     config = resolve(content(name))
-    assert config.data.name in DATASETS
-    assert config.model.name in MODELS
+    for given, known in ((config.data.name, DATASETS), (config.model.name, MODELS)):
+        assert (f"{given.partition('/')[0]}/NAME" if "/" in given else given) in known
     assert catalogue.listed()[ALL.index(name)] == (name, catalogue.comments(name)[0])
     smoothing = config.optim.label_smoothing
     if smoothing:  # a mass of 0.1 on the wrong classes
@@ -58,12 +62,13 @@ def test_the_comments_tell_where_it_comes_from_and_what_else_runs(name):
     text = " ".join(rest)
     assert "Published" in text
     assert "ours" in text or "Not stated: nothing" in text
-    told = [word.rstrip(".") for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)?=[\w.-]+", text)]
+    told = [word.rstrip(".") for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)?=[\w./-]+", text)]
     methods = [word.partition("=")[2] for word in told if word.startswith("method=")]
     assert methods
     assert {*methods} <= {*PRESETS}
     for word in told:  # each of them can be typed behind the recipe's name
-        resolve(content(name), overrides([word]))
+        data = resolve(content(name), overrides([word])).data.name
+        assert data in DATASETS or data.removeprefix("glue/") in GLUE
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if re.match("(bisam|sampa)/cifar", n)])
@@ -78,6 +83,33 @@ def test_the_official_settings(name):
         assert (optim.objective, optim.rho, optim.mu) == ("log", 0.05, 1)
     else:
         assert (optim.objective, optim.rho, optim.lam, config.scale.workers) == ("cross_entropy", 0.1, 0.2, 2)
+
+
+@pytest.mark.parametrize("name", [n for n in WORDS if "glue" in n])
+def test_the_settings_of_fine_tuning(name):
+    """Those of the networks' authors: google-research/bert (run_classifier.py), microsoft/DeBERTa (mrpc.sh)."""
+    config = resolve(content(name))
+    data, optim = config.data, config.optim
+    assert data.name.removeprefix("glue/") in GLUE
+    assert f"transformers/{data.tokenizer}" == config.model.name  # its own
+    assert (config.model.weights, data.length, data.batch_size) == (None, 128, 32)
+    assert (optim.base, optim.lr, optim.lr_schedule, optim.weight_decay) == ("adamw", 2e-5, "linear", 0.01)
+    assert (optim.decay, optim.clip, optim.label_smoothing, config.scale.precision) == ("weights", 1, 0, "bfloat16")
+    if "deberta" in name:  # 50 steps of 3,668 pairs, of which a tenth is val
+        assert round(optim.lr_warmup * (3302 // 32) * config.train.epochs) == pytest.approx(50, abs=1)
+    else:
+        assert (optim.lr_warmup, config.train.epochs) == (0.1, 3)
+    assert (optim.objective == "log") == (name.startswith("bisam/") and not name.endswith("stsb"))
+
+
+def test_the_settings_of_translation():
+    """Those of fairseq's example."""
+    config = resolve(content("lets/iwslt14"))
+    data, optim = config.data, config.optim
+    assert (data.tokenizer, data.vocabulary, data.beam) == ("train", 10_000, 5)
+    assert (optim.base, optim.lr, optim.lr_schedule, optim.weight_decay) == ("adamw", 5e-4, "inverse_sqrt", 1e-4)
+    steps = round(0.9 * 167_000) // data.batch_size * config.train.epochs  # about so many pairs, a tenth of them val
+    assert optim.lr_warmup * steps == pytest.approx(4000, rel=0.05)
 
 
 def test_the_readme_lists_exactly_what_there_is():
@@ -143,12 +175,16 @@ def test_recipes_lists_and_prints_them():
         ({"data": {"name": "mine:load"}}, "mine:load"),
         ({"data": {"name": "generated/cifar10"}}, "generated/cifar10"),
         ({"data": {"name": "svhn", "batch_size": 512, "limit": 9000}}, "generated/svhn"),
+        ({"data.name": "glue/stsb", "model.name": "transformers/any"}, "generated/glue/stsb"),
+        ({"data.name": "iwslt14", "model.name": "transformer-tiny"}, "generated/iwslt14"),
     ],
 )
 def test_smoke_lies_over_everything_that_makes_a_run_long(given, data):
     big = {"scale": {"workers": 8, "gpus_per_worker": 1, "compile": True, "precision": "bfloat16"}}
     big["optim"] = {"perturbation_scope": 64}
     config = resolve(given, big, {"train.epochs": 90, "model.weights": "hub"}, catalogue.smoke(given))
+    published = "transformers/" in str(given)
+    assert config.model.name == ("bert-tiny" if published else given.get("model.name", "cnn"))  # as it was, or at hand
     assert (config.data.name, config.data.batch_size, config.data.limit) == (data, 4, 10)
     assert (config.train.epochs, config.model.weights) == (1, None)
     scale = config.scale
@@ -157,6 +193,8 @@ def test_smoke_lies_over_everything_that_makes_a_run_long(given, data):
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in BIG else n for n in ALL])
 def test_smoke_makes_two_steps(name, tmp_path, monkeypatch):
+    if name in WORDS:
+        pytest.importorskip("transformers")
     monkeypatch.setenv("HOME", str(tmp_path))
     config = resolve(content(name), catalogue.smoke(content(name)))
     steps = []
@@ -164,7 +202,7 @@ def test_smoke_makes_two_steps(name, tmp_path, monkeypatch):
     assert steps == [2, 2]
     assert math.isfinite(record.metrics["train/loss"])
     assert record.metrics["cost/gradients"] == pytest.approx(2 * config.data.batch_size * gradients_per_step(config, 2))
-    assert 0 <= record.evaluate("test").accuracy <= 1
+    assert -(name in WORDS) <= record.evaluate("test").accuracy <= 1
     assert not [*tmp_path.iterdir()]  # nothing was downloaded
 
 
