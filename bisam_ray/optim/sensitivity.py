@@ -13,6 +13,7 @@ The rule of the optimizer, differentiated; checked against central differences o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,10 +22,9 @@ from torch import Tensor
 from .comm import Tensors
 from .lookahead import RAPP, Lookahead, innermost
 
-Sensitivity = list[Tensor | float]  # one for each parameter: a number, or as large as the parameter
+Sensitivity = Iterator[Tensor | float]  # one for each parameter, made when asked for: as large as it, or a number
 
 
-@torch.no_grad()
 def sensitivity(
     base: torch.optim.Optimizer, params: Tensors, h: Tensors, weights: Tensors | None = None
 ) -> Sensitivity:
@@ -41,23 +41,23 @@ def sensitivity(
     """
     if isinstance(base, RAPP) and not base.is_outer():
         rates = {p: float(group["lr"]) for group in base.param_groups for p in group["params"]}
-        return [rates[p] for p in params]
+        return (rates[p] for p in params)
     if isinstance(base, RAPP):
         slow = [base.slow.get(p, p) for p in params]
         share = base.outer_lr
         inner = sensitivity(base.base, params, torch._foreach_mul(h, share), slow)
-        return [share * s for s in inner]
+        return (share * s for s in inner)
     if isinstance(base, Lookahead):
         share = base.outer_lr if base.is_outer() else 1.0
-        return [share * s for s in sensitivity(base.base, params, h)]
+        return (share * s for s in sensitivity(base.base, params, h))
     known(base)
     rule = sgd if isinstance(base, torch.optim.SGD) else adam
     decoupled = isinstance(base, torch.optim.AdamW) or base.param_groups[0].get("decoupled_weight_decay", False)
     groups = {p: group for group in base.param_groups for p in group["params"]}
-    return [
+    return (
         rule(base.state.get(p, {}), groups[p], decoupled, w, g)
         for p, w, g in zip(params, weights or params, h, strict=True)
-    ]
+    )
 
 
 def known(base: torch.optim.Optimizer) -> None:
@@ -90,9 +90,13 @@ def adam(state: dict[str, Any], group: dict[str, Any], decoupled: bool, w: Tenso
     t = state["step"].double() + 1 if state else 1.0
     q = h if decoupled or wd == 0 else h + wd * w
     m = torch.lerp(state["exp_avg"], q, 1 - beta1) if state else (1 - beta1) * q
-    v = torch.lerp(state["exp_avg_sq"], q * q, 1 - beta2) if state else (1 - beta2) * q * q
+    v = (beta2 * state["exp_avg_sq"] if state else torch.zeros_like(q)).addcmul_(q, q, value=1 - beta2)
     c1, c2 = 1 - beta1**t, 1 - beta2**t
-    root = (v / c2).sqrt_()
-    below = root + eps
-    along = (1 - beta1) / c1 / below - (m / c1) * ((1 - beta2) / c2) * q / (root * below.square())
-    return torch.where(v == 0, 0.0, along.mul_(float(group["lr"])))
+    # ((1 − β₁)/c₁ − m̂ ((1 − β₂)/c₂) q / (√v̂ below)) / below in the memory of m and v: the largest tensor of a network
+    # for text is a good part of it
+    root = v.div_(c2).sqrt_()
+    still = root == 0
+    m.mul_(q).mul_(-(1 - beta2) / (c1 * c2)).div_(root)
+    below = root.add_(eps)
+    m.div_(below).add_((1 - beta1) / c1).div_(below)
+    return m.mul_(float(group["lr"])).masked_fill_(still, 0.0)
