@@ -44,6 +44,7 @@ WITH: dict[tuple[str, Any], list[Layer]] = {
 }
 OTHERS: dict[str, list[Layer]] = {
     "warmup": [{}, {"optim.warmup": 0.3}],
+    "lr_warmup": [{}, {"optim.lr_warmup": 0.3}],
     "ascent_fraction": [{}, {"optim.ascent_fraction": 0.25}],
     "clip": [{}, {"optim.clip": 0.5}],
     "label_smoothing": [{}, {"optim.label_smoothing": 0.1}],

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from bisam_ray.config import PRESETS, Config, ConfigError, Lets, Optim, gradients_per_step, paths, resolve
-from bisam_ray.optim import cross_entropy
-from bisam_ray.training import checkpoint, data, engine, models
+from bisam_ray.training import checkpoint, data, engine
 
+from .grammar import write
 from .points import (
     AXES,
     EPOCH_STEPS,
@@ -42,16 +42,26 @@ from .points import (
 
 COVERING, NEVER = covering()
 POINTS = {name: resolve(QUICK, {"method": name}) for name in PRESETS} | {told(p): accepted(p) for p in COVERING}
+# on text: of each kind one, the others with -m slow; dropout is left to the network
+TEXTS = {"data.name": "glue/sst2", "data.root": "TEXTS", "data.vocabulary": 200, "data.length": 16, "data.bucket": 2}
+TEXTS |= {**QUICK, "model.name": "bert-tiny", "optim.base": "adamw", "optim.lr": 1e-3} | TEXTS
+KINDS = ("sam", "lets-bisam-tanh", "sampa")
+SMALLER = {"optim.rho": 0.05, "lets.rho_max": 0.08}  # a larger radius keeps so small a network from learning
+# ESAM and RAPP are held to the clauses on images only: here they do not learn within so few steps
+LEARNING = [name for name in PRESETS if "esam" not in name and "rapp" not in name]
+ON_TEXT = {f"text {name}": resolve(TEXTS, {"method": name}, SMALLER if "lets" in name else {}) for name in LEARNING}
+POINTS |= {name: config for name, config in ON_TEXT.items() if config.method in KINDS}
 STEPS = EPOCH_STEPS * 3
 TENSORS = 8  # of the network: two hidden layers of a matrix, a scale and a shift, and a matrix and a bias
 
 
 @pytest.fixture(autouse=True, scope="module")
-def surroundings() -> Iterator[None]:
-    """One thread, the data read once, and the user's own radius as a module to import."""
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One thread, the data read once, texts to read, and the user's own radius as a module to import."""
     threads = torch.get_num_threads()
     plugin = SimpleNamespace(radius=lambda s: 0.1 * s * (1 - s))
     with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(write(tmp_path_factory.mktemp("contract") / TEXTS["data.root"]).parent)
         patch.setattr(data, "load", cache(data.load))
         patch.setitem(sys.modules, FUNCTION.partition(":")[0], plugin)
         yield
@@ -156,15 +166,17 @@ def fitted(config: Config, model: nn.Module) -> float:
 
     Not the metric, which SAMPa and RAPP measure one extrapolation ahead of their weights.
     """
-    split = data.load(config.data).train
-    return float(cross_entropy(model.train()(split.x), split.y))
+    splits = data.load(config.data)
+    split = splits.train.ready()
+    model.train(not splits.train.text)  # no norm of a text's network has statistics, but there is dropout
+    return float(splits.task.descent(model(split.inputs), split.y))
 
 
 @every_point()
 def test_it_learns(run: Run) -> None:
     """The training loss falls below that of the initial weights, and no weight, moment or statistic overflows."""
     torch.manual_seed(data.mixed(run.config.seed, 5))
-    initial = models.build(run.config.model.name, (1, 8, 8), 10)
+    initial = engine.network(run.config, data.load(run.config.data))
     assert fitted(run.config, engine.trained(run.config, run.state)[0]) < fitted(run.config, initial)
     assert all(bool(t.isfinite().all()) for t in tensors([run.state["model"], run.state["base"]]))
     # a float16 Hessian product may overflow: its hypergradient is recorded as NaN, and not learned from
@@ -205,7 +217,8 @@ def test_statistics_move_once_a_step(run: Run) -> None:
     optim = run.config.optim
     perturbed = STEPS if optim.between != "plain" else len(range(0, STEPS, optim.every))
     pieces = run.config.scale.accumulate * (perturbed * run.parts + STEPS - perturbed)
-    assert {int(v) for k, v in run.state["model"].items() if k.endswith("num_batches_tracked")} == {pieces}
+    counts = {int(v) for k, v in run.state["model"].items() if k.endswith("num_batches_tracked")}
+    assert counts == (set() if run.config.model.name == "bert-tiny" else {pieces})
 
 
 def expected_radius(config: Config, step: int) -> float:
@@ -214,10 +227,11 @@ def expected_radius(config: Config, step: int) -> float:
     if optim.rho is None or (step % optim.every and optim.between == "plain"):
         return 0.0
     falling = 0.5 * (1 + math.cos(math.pi * s))
+    followed = engine.learning_rate(optim, step, STEPS)
     shape = {
         None: optim.rho,
         "cosine": optim.rho * falling,
-        "lr": optim.rho * falling,
+        "lr": optim.rho * followed,
         "theorem": optim.rho / math.sqrt(STEPS),
         ROWS: optim.rho * (2 * s if s < 0.5 else 1 - 0.8 * (s - 0.5)),
         TABLE: 0.02 + 0.12 * s if s < 0.5 else 0.08 - 0.08 * (s - 0.5),
@@ -274,8 +288,8 @@ def test_radius_zero_is_the_base_optimizer_bit_for_bit(run: Run) -> None:
     """
     config = run.config
     *_, zero = engine.run(resolve(config.model_dump(), {"optim.rho": 0}))
-    kept = ("wrapper", "outer_every", "outer_lr", "base", "lr", "momentum", "dampening", "nesterov", "weight_decay",
-            "clip", "label_smoothing")  # fmt: skip
+    kept = ("wrapper", "outer_every", "outer_lr", "base", "lr", "lr_schedule", "lr_warmup", "decay", "momentum",
+            "dampening", "nesterov", "weight_decay", "clip", "label_smoothing")  # fmt: skip
     optim = {name: getattr(config.optim, name) for name in kept}
     whole = config.model_dump() | {"method": "sgd", "optim": {"objective": "none", **optim}}
     *_, plain = engine.run(resolve(whole, {"scale.accumulate": run.parts * config.scale.accumulate}))
@@ -294,6 +308,10 @@ def test_any_other_point(seed: int, tmp_path: Path) -> None:
     print(told(point))
     config = accepted(point)
     assert config is not None
+    hold(config, tmp_path)
+
+
+def hold(config: Config, tmp_path: Path) -> None:
     run = Run(config, tmp_path / "run.pt")
     test_it_learns(run)
     test_a_resumed_run_is_the_same_run(run)
@@ -305,3 +323,24 @@ def test_any_other_point(seed: int, tmp_path: Path) -> None:
         test_the_radius_is_the_one_that_was_asked_for(run)
     if zero_is_base(config):
         test_radius_zero_is_the_base_optimizer_bit_for_bit(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ON_TEXT.keys() - POINTS.keys()))
+def test_any_other_method_on_text(name: str, tmp_path: Path) -> None:
+    hold(ON_TEXT[name], tmp_path)
+
+
+# -- a task that can be learned
+
+
+LEARNT = {"train.epochs": 8, "data.batch_size": 32, "optim.lr_warmup": 0.1, "optim.lr_schedule": "linear"}
+SHOWN = ("sam", "lets-bisam-tanh")
+
+
+@pytest.mark.parametrize("method", [pytest.param(n, marks=[pytest.mark.slow] * (n not in SHOWN)) for n in LEARNING])
+def test_the_grammar_is_learned(method: str) -> None:
+    """97 % of 200 held-out sentences, from 900."""
+    config = ON_TEXT[f"text {method}"]
+    *_, record = engine.run(resolve(config.model_dump(exclude_none=True), LEARNT))
+    assert record.evaluate("test").accuracy > 0.97

@@ -116,6 +116,7 @@ def equal_to_one_process(job):
     return state, record.state(), epochs[-1].metrics, record.metrics
 
 
+@pytest.mark.slow
 def test_two_workers_of_sampa_continue_a_run_bit_for_bit(cluster, tmp_path):
     config = resolve(QUICK, {"method": "sampa", "scale.workers": 2, "model.name": "cnn", "optim.radius": "learned"})
     found, alone, metrics, expected = equal_to_one_process(launch.Job("roles", config, tmp_path / "r.pt", resume=True))

@@ -30,5 +30,5 @@ def test_memory_that_is_freed_is_not_faulted_in_again():
         for how in ("keep", "leave")
     )
     pages = 20 * 3 * 40_000_000 // resource.getpagesize()
-    assert kept < pages / 100
+    assert kept < pages / 20  # a buffer or two that were touched late, not sixty
     assert given_back > pages / 2

@@ -113,3 +113,36 @@ def test_loop_overhead_runs(loop, monkeypatch, capsys):
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  cnn")]
     assert [row[1] for row in rows] == ["sam", "bisam-tanh"]
     assert all(float(row[2]) > 0 and float(row[3]) > 0.1 for row in rows)
+
+
+@pytest.fixture
+def scaling():
+    pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    return importlib.import_module("scaling")
+
+
+def tiny_bert(scaling, method, **given):
+    """One step of a method on two sentences."""
+    size = scaling.Size(1, 8, 2, rounds=1, vocabulary=100)
+    model = scaling.build("8 wide", size, length=8)
+    return scaling.stepper(method, model, size, argparse.Namespace(batch=2, length=8, device="cpu"), **given)
+
+
+def test_both_passes_draw_the_same_dropout_masks(scaling):
+    """So that a perturbation of nearly nothing leaves the loss of a training step what it was."""
+    seen = tiny_bert(scaling, "sam", **{"optim.rho": 1e-7})()
+    assert abs(seen.sharpness) < 1e-6
+    assert abs(tiny_bert(scaling, "sam", **{"optim.rho": 0.5})().sharpness) > 1e-3
+
+
+def test_scaling_runs(scaling, monkeypatch, capsys):
+    """Gradients of a step are those of the algorithm, and SAM holds one copy of the parameters."""
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--quick"])
+    scaling.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " wide " in line]
+    gradients = {row[6]: float(row[7]) for row in rows}
+    assert gradients == {"adamw": 1, "sam": 2, "bisam-tanh": 2, "lets-sam": 3, "lets-bisam-tanh": 3.67}
+    assert len(rows) == 2 * len(gradients)
+    assert all(float(row[9]) > 0 for row in rows)
+    assert {row[-1] for row in rows if row[6] in ("sam", "bisam-tanh")} == {"1.00"}
