@@ -111,6 +111,7 @@ def test_a_run_whose_actor_is_killed_leaves_nothing(tmp_path, when):
     freed(30)
 
 
+@pytest.mark.slow
 def test_errors_that_would_only_repeat_are_told_at_once_and_leave_nothing(tmp_path):
     diverging = resolve(PAIR, {"method": "sgd", "optim.lr": 1e30, "model.name": "cnn"})
     with pytest.raises(Diverged, match="epoch 1"):

@@ -77,6 +77,7 @@ def test_a_search_repeats_decision_by_decision_at_concurrency_one(tmp_path):
     assert first.summary()["trials"] == 5
 
 
+@pytest.mark.slow
 def test_reused_actors_leak_nothing(tmp_path):
     """Every trial's curve is that of the same configuration alone, in a fresh process state."""
     from bisam_ray.training import engine

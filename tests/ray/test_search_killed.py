@@ -135,6 +135,7 @@ def check(storage, trials_made=TRIALS):
             assert sorted(set(steps)) == list(range(1, len(study.runs[name].epochs) + 1))
 
 
+@pytest.mark.slow
 def test_a_search_killed_by_force_and_interrupted(tmp_path):
     assert study_of_many_kills(tmp_path / "storage", ["driver", "terminate"], random.Random(1)) == 2
     check(tmp_path / "storage")
