@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PADDED = -100  # a target that is none; PyTorch's own number for it
 LARGEST = 1 << 24  # numbers in the inputs of one piece of an evaluation
+CORRELATIONS = ("matthews", "pearson", "spearman")
 OF_A_TOKEN = 1024  # as many as a network makes of it, about
 
 Score = Callable[[Tensor, Tensor], float]  # of predictions and targets (N,), in [0, 1] or [−1, 1]
@@ -128,7 +129,9 @@ class Classification:
         )
 
     def standard_error(self, score: float, examples: int) -> float:
-        """Of a score on so many examples: of a share, and about that of one that is no correlation."""
+        """Of a score on so many examples, as that of a correlation or of a share; about, of others than the accuracy."""
+        if self.score in CORRELATIONS:
+            return (1 - score * score) / math.sqrt(examples)
         return math.sqrt(max(0.0, score * (1 - score)) / examples)
 
 
@@ -156,10 +159,6 @@ class Regression(Classification):
 
     def predictions(self, out: Tensor) -> Tensor:
         return out.squeeze(-1)
-
-    def standard_error(self, score: float, examples: int) -> float:
-        """Of a correlation."""
-        return (1 - score * score) / math.sqrt(examples)
 
 
 class Translation(Classification):

@@ -14,7 +14,7 @@ if sys.argv[1] == "keep":
     memory.keep()
 def step():
     parts = [torch.ones(10_000_000) for _ in range(3)]  # 40 MB each
-for _ in range(5):
+for _ in range(30):  # a heap may still grow by a buffer in its first steps
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
@@ -30,5 +30,5 @@ def test_memory_that_is_freed_is_not_faulted_in_again():
         for how in ("keep", "leave")
     )
     pages = 20 * 3 * 40_000_000 // resource.getpagesize()
-    assert kept < pages / 20  # a buffer or two that were touched late, not sixty
+    assert kept < pages / 100
     assert given_back > pages / 2

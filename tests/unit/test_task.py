@@ -91,6 +91,13 @@ def test_the_tokenizer_is_the_networks():
     assert resolve().data.tokenizer is None
 
 
+def test_a_correlation_that_is_not_positive_has_an_error_too():
+    cola = Classification(matthews=lambda found, y: 0.0)
+    assert cola.standard_error(0.0, 100) == 0.1
+    assert cola.standard_error(-0.6, 100) == pytest.approx(0.064)
+    assert Classification().standard_error(0.5, 100) == 0.05
+
+
 def test_folds_average_every_score():
     found = [data_of(0.2, 0.5), data_of(0.4, 0.7)]
     whole = mean_evaluation(found)
