@@ -241,7 +241,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 LETS_PRESETS: dict[str, dict[str, Any]] = {"lets-asam": {"rho_max": 10.0}}  # its radii are ten times larger
 DATASETS = (
-    "digits", "digits32", "cifar10", "cifar100", "svhn", "imagenet", "imagenet100", "flowers102", "pets",
+    "digits", "digits32", "unicode", "cifar10", "cifar100", "svhn", "imagenet", "imagenet100", "flowers102", "pets",
     "glue/NAME", "iwslt14", "generated/NAME",
 )  # training/data.py, training/datasets.py  # fmt: skip
 MODELS = (
@@ -249,7 +249,7 @@ MODELS = (
     "wrn28-2", "wrn28-10", "pyramidnet110", "vit-small", "vit-base", "bert-tiny", "transformer-iwslt",
     "transformer-tiny", "torchvision/NAME", "pytorchcv/NAME", "timm/NAME", "transformers/NAME",
 )  # training/models.py  # fmt: skip
-TEXT, LANGUAGE = ("glue/", "iwslt14"), ("transformer", "bert-tiny")  # how their names begin
+TEXT, LANGUAGE = ("glue/", "iwslt14", "unicode"), ("transformer", "bert-tiny")  # how their names begin
 CLASSLESS = ("glue/stsb", "iwslt14")
 SCORES = {"glue/cola": "Matthews' correlation", "glue/stsb": "Pearson's correlation", "iwslt14": "BLEU / 100"}
 SHAPES = ("cosine", "lr", "theorem")  # training/engine.py
@@ -293,7 +293,9 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
 def tokenize(complete: dict[str, Any]) -> None:
     """Text that is not told its tokenizer has that of the network."""
     data, model = complete.get("data", {}), complete.get("model", {}).get("name")
-    if str(data.get("name")).startswith(TEXT) and data.get("tokenizer") is None:
+    name = str(data.get("name"))
+    text = name.startswith(TEXT) or (":" in name and str(model).startswith(LANGUAGE))
+    if text and data.get("tokenizer") is None:
         library, _, rest = str(model).partition("/")
         data["tokenizer"] = rest if library == "transformers" and rest else "train"
 
@@ -426,7 +428,7 @@ def language(config: Config) -> None:
             reads, kind = ("images", "text") if text else ("text", "no text")
             raise ConfigError(
                 f"model.name={model}: reads {reads}, and data.name={config.data.name} is {kind} (nearest: "
-                f"{('bert-tiny' if data.startswith('glue/') else 'transformer-tiny') if text else 'cnn'})"
+                f"{('transformer-tiny' if data == 'iwslt14' else 'bert-tiny') if text else 'cnn'})"
             )
         if text and translates != (data == "iwslt14"):
             told = "translates (nearest: bert-tiny)" if translates else "does not translate (nearest: transformer-tiny)"

@@ -6,10 +6,7 @@
     test     looked at once per finished replicate; never noisy
 
 Where a data set has an official test set, that is test, and the others are a partition of its training examples
-(OFFICIAL); elsewhere all four are (SHARES). Named data sets are read by datasets.py.
-
-A data set of your own: `data.name=module:function`; the function takes no argument and returns (inputs, targets):
-inputs (N, …) floating point, targets (N,) integers from 0. It is split here, in the same proportions as digits.
+(OFFICIAL); elsewhere all four are (SHARES). Named data sets are read by datasets.py, those of one's own by own.py.
 """
 
 from __future__ import annotations
@@ -28,7 +25,6 @@ from torch import Tensor
 from ..config import ConfigError, Data
 from .augment import Pixels
 from .files import Files
-from .plugins import load_function
 from .task import Classification
 
 if TYPE_CHECKING:
@@ -229,21 +225,6 @@ def digits() -> tuple[Tensor, Tensor]:
     table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",", dtype=np.int64)
     pixels, target = torch.from_numpy(table).split([64, 1], dim=1)
     return pixels.float().reshape(-1, 1, 8, 8), target.flatten()
-
-
-def own(name: str) -> tuple[Tensor, Tensor]:
-    """The user's own data set."""
-    made = load_function("data.name", name)()
-    try:
-        x, y = (torch.as_tensor(part) for part in made)
-    except (TypeError, ValueError):
-        raise ConfigError(f"data.name={name}: must return (inputs, targets), not {type(made).__name__}") from None
-    if len(x) != len(y) or y.dim() != 1 or y.is_floating_point() or len(y) == 0 or int(y.min()) < 0:
-        raise ConfigError(
-            f"data.name={name}: expected inputs (N, …) and integer targets (N,) from 0, "
-            f"got {tuple(x.shape)} and {tuple(y.shape)} {str(y.dtype).removeprefix('torch.')}"
-        )
-    return x.float(), y.long()
 
 
 def flip(y: Tensor, share: float, classes: int, generator: torch.Generator, confused: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """Data sets by name, as they are published: read, checked, and where torchvision can do it, downloaded.
 
     digits, digits32          scikit-learn's, 8×8, or resized to 32×32; no official test set
+    unicode                   names of Unicode's characters, and their categories; see own.py; no official test set
     cifar10, cifar100, svhn   uint8 in memory
     flowers102, pets          Oxford's, as image files; the official train and val are the training examples
     imagenet, imagenet100     image files, one folder per class, in <root>/imagenet/{train,val} or <root>/{train,val};
@@ -22,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError, Data, suggest
-from . import glue, translation
-from .data import digits, own
+from . import glue, own, text, translation
+from .data import digits
 from .download import PARTS, missing
 from .files import Files
 from .folders import class_folders, image_folders
@@ -86,13 +87,16 @@ def read(config: Data) -> Source:
         ConfigError: it is not there, is damaged, or may not be read; with the path and what to do.
     """
     name = config.name
-    if ":" in name or name in ("digits", "digits32"):
-        x, y = own(name) if ":" in name else digits()
+    if ":" in name:
+        return own.own(config)
+    if name == "unicode":
+        return own.unicode(config)
+    if name in ("digits", "digits32"):
+        x, y = digits()
         if name == "digits32":
             resized = torch.nn.functional.interpolate(x * (255 / 16), size=32, mode="bilinear", align_corners=False)
             x = resized.round().to(torch.uint8)
-        classes = int(y.max()) + 1
-        return Source(x, y, None, None, classes, confusion(name, classes))
+        return source_of(name, x, y)
     if name.startswith("generated/"):
         return generated(config)
     if name.startswith("glue/"):
@@ -107,6 +111,12 @@ def read(config: Data) -> Source:
     return Source(*parts, classes, confusion(name, classes))
 
 
+def source_of(name: str, x: Tensor | Ragged, y: Tensor, tokens: Tokens | None = None) -> Source:
+    """A data set without an official test set, (N, …) and (N,); its classes are those that occur."""
+    classes = int(y.max()) + 1
+    return Source(x, y, None, None, classes, confusion(name, classes), tokens=tokens)
+
+
 def check(config: Data) -> None:
     """Whether the data are there and may be read, or downloaded; reads no data, and needs no torchvision.
 
@@ -119,6 +129,8 @@ def check(config: Data) -> None:
         known_shape(config)
     elif config.name.startswith("glue/"):
         glue.check(config)
+    elif config.name == "unicode":
+        text.check(config)
     elif config.name == "iwslt14":
         translation.check(config)
     elif config.name in FOLDERS:

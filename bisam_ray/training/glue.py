@@ -74,7 +74,7 @@ SCORES = {
 }
 HUB = "nyu-mll/glue"
 
-Example = tuple[list[str], float]
+Example = tuple[text.Text, float]
 
 
 def read(config: Data) -> Source:
@@ -90,10 +90,8 @@ def read(config: Data) -> Source:
     tokens = text.tokens_for(config, [sentence for sentences, _ in train for sentence in sentences])
     parts: list[Any] = []
     for found in (train, dev):
-        first = [sentences[0] for sentences, _ in found]
-        second = [sentences[1] for sentences, _ in found] if len(TASKS[task].texts) == 2 else None
-        labels = [label for _, label in found]
-        parts += [tokens.ragged(first, second, config.length), targets(task, torch.tensor(labels))]
+        texts, labels = zip(*found, strict=True)
+        parts += [text.numbered(texts, tokens, config.length), targets(task, torch.tensor(labels))]
     return source(task, parts, tokens)
 
 
@@ -206,7 +204,7 @@ def examples(config: Data, task: str, file: Path) -> list[Example]:
             for where, texts, label in READERS[file.suffix](file, TASKS[task]):
                 if not all(isinstance(part, str) for part in texts):
                     raise BadRow(f"{where}: a sentence is missing")
-                found.append((texts, number(where, label, TASKS[task].classes)))
+                found.append((tuple(texts), number(where, label, TASKS[task].classes)))
         except BadRow as error:
             raise ConfigError(f"data.name={config.name}: {file}, {error}; mend or replace the file") from None
         except UnicodeDecodeError:

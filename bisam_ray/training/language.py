@@ -265,7 +265,9 @@ def check(name: str) -> None:
 
 def of_text(field: str, input_shape: tuple[int, ...], tokens: Tokens | None) -> Tokens:
     if tokens is None:
-        raise ConfigError(f"{field}: needs text (data.name=glue/NAME or iwslt14), not inputs of shape {input_shape}")
+        raise ConfigError(
+            f"{field}: needs text (data.name=glue/NAME, unicode or iwslt14), not inputs of shape {input_shape}"
+        )
     return tokens
 
 

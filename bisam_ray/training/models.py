@@ -13,7 +13,8 @@ torchvision/NAME     any torchvision classifier, e.g. torchvision/resnet18
 pytorchcv/NAME       any pytorchcv classifier, e.g. pytorchcv/resnet20_cifar10; α = 48 is pyramidnet110_a48_cifar10
 timm/NAME            any timm classifier, e.g. timm/convnext_tiny or, with the tag of its weights, timm/resnet50.tv_in1k
 bert-tiny, transformer-iwslt, transformer-tiny, transformers/NAME    for text: language.py        (transformers)
-module:function      your own: function(input_shape, classes) returns a torch.nn.Module
+module:function      your own: function(input_shape, classes), of text (input_shape, classes, tokens), returns a
+                     torch.nn.Module; of text, x (B, 2, T) are token ids and the sentence that each belongs to, 0 or 1
 
 pytorchcv and timm come with `pip install '.[models]'`, transformers with '.[text]'. Grey images are repeated on three
 channels.
@@ -22,6 +23,7 @@ channels.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -69,7 +71,13 @@ def build(
     elif library in LIBRARIES and rest:
         model = LIBRARIES[library](rest, input_shape, classes)
     else:
-        model = load_function("model.name", name)(input_shape, classes)
+        make, given = load_function("model.name", name), (input_shape, classes, *([tokens] if tokens else []))
+        try:
+            inspect.signature(make).bind(*given)
+        except TypeError as error:
+            wanted = "(input_shape, classes, tokens), of text" if tokens else "(input_shape, classes)"
+            raise ConfigError(f"model.name={name}: is called with {wanted}: {error}") from None
+        model = make(*given)
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model.name={name}: must return a torch.nn.Module, not {type(model).__name__}")
     if weights is not None:

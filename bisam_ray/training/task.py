@@ -129,7 +129,7 @@ class Classification:
         )
 
     def standard_error(self, score: float, examples: int) -> float:
-        """Of a score on so many examples, as that of a correlation or of a share; about, of others than the accuracy."""
+        """Of a score on so many examples, as that of a correlation or of a share: exact of the accuracy only."""
         if self.score in CORRELATIONS:
             return (1 - score * score) / math.sqrt(examples)
         return math.sqrt(max(0.0, score * (1 - score)) / examples)

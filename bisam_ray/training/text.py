@@ -31,6 +31,7 @@ SYMBOLS = 1000  # characters at most in a trained vocabulary; alphabets have few
 AT_ONCE = 1 << 16  # examples; as Python's lists, tokens take ten times the room
 
 Rows = list[list[int]]
+Text = tuple[str, ...]  # one sentence, or two that belong together
 
 
 class Ragged:
@@ -151,6 +152,12 @@ class Tokens:
             rows = self.encode(first[at : at + AT_ONCE], seconds, length)
             whole = whole + Ragged(list(zip(*rows, strict=True)), (self.pad, 0))
         return whole
+
+
+def numbered(texts: Sequence[Text], tokens: Tokens, length: int) -> Ragged:
+    """Tokens and segments of texts, all of one sentence or all of two, (N, 2, ·)."""
+    first = [one[0] for one in texts]
+    return tokens.ragged(first, [one[1] for one in texts] if len(texts[0]) == 2 else None, length)
 
 
 def tokens_for(config: Data, texts: Sequence[str]) -> Tokens:

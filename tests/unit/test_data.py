@@ -1,8 +1,6 @@
 """Splits are disjoint, noise is exact, streams are functions of the step."""
 
 import hashlib
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,24 +111,3 @@ def test_a_stream_is_a_function_of_the_step():
 
 def test_a_stream_smaller_than_its_batch():
     assert sorted(data.Stream(3, 64, seed=0).batch(5).tolist()) == [0, 1, 2]
-
-
-def shapes():
-    return torch.randn(40, 5), torch.arange(40) % 4
-
-
-def broken():
-    return torch.randn(40, 5)
-
-
-def test_a_data_set_of_ones_own(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(shapes=shapes, broken=broken))
-    splits = data.load(Data(name="mine:shapes"))
-    assert (len(splits.train), splits.classes) == (19, 4)
-    for name, told in [
-        ("mine:shape", "did you mean shapes"),
-        ("mine:broken", "must return|expected inputs"),
-        ("nowhere:f", "no module named nowhere"),
-    ]:
-        with pytest.raises(ConfigError, match=told):
-            data.load(Data(name=name))
