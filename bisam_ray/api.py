@@ -13,7 +13,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from . import catalogue
-from .config import Config, ConfigError, load, merge, resolve, score
+from .config import Config, ConfigError, load, merge, resolve, score_of
 from .progress import Progress
 from .results import Comparison, SearchResult, TrainResult
 from .study import storage as stores
@@ -431,7 +431,7 @@ def evaluate(checkpoint: str | Path, split: str = "test") -> dict[str, Any]:
         "method": config.method,
         "epoch": state["epoch"],
         "split": split,
-        "score": score(config.data.name),
+        "score": score_of(config.data.name),
         "accuracy": result.accuracy,
         "loss": result.loss,
         **result.more,

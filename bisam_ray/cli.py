@@ -153,7 +153,7 @@ def train(
 ) -> tuple[Any, str]:
     """Make one run."""
     from . import api, catalogue
-    from .config import overrides, score
+    from .config import overrides, score_of
 
     given = overrides(words)
     if smoke:
@@ -164,7 +164,7 @@ def train(
     result = api.train(config, given, storage=storage, resume=resume, quiet=quiet)
     found = result.summary()
     rho = "" if not found["rho"] else f"  ρ {found['rho']:.3g}"
-    of = score(result.run.begin["config"]["data"]["name"])
+    of = score_of(result.run.begin["config"]["data"]["name"])
     told = f" ({of})" * (of != "accuracy")
     return found, (
         f"{found['method']}  test {found['test_accuracy']:.1%}  val {found['val_accuracy']:.1%}{told}{rho}  "

@@ -32,6 +32,16 @@ def listed(value: Any) -> Any:
     return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
 
 
+def pair(value: Any) -> Any:
+    value = listed(value)
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("two numbers are needed, such as 0.9,0.999")
+    return value
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
+
+
 class Data(Section):
     name: str = "digits"
     """One of DATASETS, or `module:function` returning (inputs, targets); see training/data.py."""
@@ -120,6 +130,10 @@ class Optim(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     dampening: float = Field(0.0, ge=0, lt=1)
     nesterov: bool = False
+    betas: Annotated[tuple[Decay, Decay], BeforeValidator(pair)] = (0.9, 0.999)
+    """Adam and AdamW: β₁ and β₂, the decay of their moving averages."""
+    eps: float = Field(1e-8, gt=0)
+    """Adam and AdamW: what is added to √v̂."""
     weight_decay: float = Field(5e-4, ge=0)
     decay: Literal["all", "weights"] = "all"
     """What decays: everything, or neither biases nor the parameters of norms."""
@@ -251,7 +265,7 @@ MODELS = (
 )  # training/models.py  # fmt: skip
 TEXT, LANGUAGE = ("glue/", "iwslt14", "unicode"), ("transformer", "bert-tiny")  # how their names begin
 CLASSLESS = ("glue/stsb", "iwslt14")
-SCORES = {"glue/cola": "Matthews' correlation", "glue/stsb": "Pearson's correlation", "iwslt14": "BLEU / 100"}
+SCORES = {"glue/cola": "MCC", "glue/stsb": "Pearson r", "iwslt14": "BLEU"}  # the others' is the accuracy
 SHAPES = ("cosine", "lr", "theorem")  # training/engine.py
 ALPHA = ("tanh", "ramp", "erf")  # objectives that have an α; optim/losses.py
 ASCENT_ONLY = (
@@ -444,7 +458,7 @@ def language(config: Config) -> None:
         )
 
 
-def score(data: str) -> str:
+def score_of(data: str) -> str:
     """What decides on a data set, and what is recorded as accuracy there."""
     return SCORES.get(data.removeprefix("generated/"), "accuracy")
 

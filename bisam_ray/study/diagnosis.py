@@ -17,7 +17,7 @@ from .ranking import Correlation
 from .selection import Estimate, confirmation, pareto, regret, winner
 from .series import val_accuracy
 from .spaces import Space, at_border
-from .wording import percent
+from .wording import capital, percent
 
 
 def sentences(study: Study, arm: str) -> list[str]:
@@ -50,12 +50,12 @@ def predicted(study: Study, arm: str) -> str | None:
     found = first.all
     if math.isnan(found.value):
         few = counted(found.n, "full-length trial")
-        return f"{few}: too few to tell whether accuracy at epoch {first.epoch} predicts the final one."
+        return f"{few}: too few to tell whether {study.score} at epoch {first.epoch} predicts the final one."
     how = "is not shown to predict"
     if found.low > 0:
         how = "predicts" if found.value >= 0.7 else "only loosely predicts"
-    told = f"Accuracy at epoch {first.epoch} {how} the final one: rank correlation {spanned(found)} over {found.n} "
-    told += "full-length trials"
+    told = f"{capital(study.score)} at epoch {first.epoch} {how} the final one: rank correlation {spanned(found)} "
+    told += f"over {found.n} full-length trials"
     if not math.isnan(first.controls.value):
         told += f", {spanned(first.controls)} over the {first.controls.n} controls"
     return told + "."
@@ -129,7 +129,7 @@ def traded(study: Study, arm: str) -> str | None:
     if not front:
         return None
     cheap, best = front[0], front[-1]
-    told = f"{counted(len(front), 'trial')} on the front of accuracy and cost: "
+    told = f"{counted(len(front), 'trial')} on the front of {study.score} and cost: "
     told += f"from {percent(val_accuracy(cheap))} for {millions(cheap)}"
     return told + (f" to {percent(val_accuracy(best))} for {millions(best)}." if len(front) > 1 else ".")
 

@@ -30,6 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from ..config import score_of
+
 FILE = "ledger.jsonl"
 DURABLE = ("study", "begin", "end", "finish")
 
@@ -136,6 +138,11 @@ class Study:
     @property
     def name(self) -> str:
         return self.header["study"]
+
+    @property
+    def score(self) -> str:
+        """What decides, where it is no accuracy: the data set's own score."""
+        return score_of(((self.header.get("config") or {}).get("data") or {}).get("name", ""))
 
     def of(self, *, arm: str | None = None, phase: str | None = None, outcome: str | None = None) -> list[Run]:
         """The runs that match, in the order they began."""

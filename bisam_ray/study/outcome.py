@@ -16,7 +16,7 @@ from .ledger import Run, Study
 from .remarks import notes
 from .spaces import flat
 from .statistics import Estimate
-from .wording import estimate, points
+from .wording import capital, estimate, points
 
 CONFIDENT = 10  # replicates from which a verdict is more than indicative
 
@@ -64,6 +64,7 @@ class Summary:
     notes: list[str]
     contrasts: list[Contrast]
     power: str
+    score: str = "accuracy"
 
     def of(self, arm: str) -> ArmResult:
         return next(result for result in self.arms if result.arm == arm)
@@ -125,7 +126,7 @@ def summarize(study: Study) -> Summary | None:
     return Summary(
         arms=results,
         winner=winner,
-        verdict=verdict(results, winner, contrasts),
+        verdict=verdict(results, winner, contrasts, study.score),
         indicative=len(whole) < CONFIDENT,
         budget=max(result.cost_gradients for result in results),
         n=len(whole),
@@ -188,11 +189,11 @@ def picked(begin: Mapping[str, Any], searched: Sequence[Run]) -> dict[str, Any]:
     return {key: known[key] for key in keys if key in known}
 
 
-def verdict(results: Sequence[ArmResult], winner: str, contrasts: Sequence[Contrast]) -> str:
+def verdict(results: Sequence[ArmResult], winner: str, contrasts: Sequence[Contrast], score: str) -> str:
     """One sentence: who wins on validation, and what the comparison shows about its first question."""
     best = next(result for result in results if result.arm == winner)
     reached = estimate(best.test_accuracy, best.ci95)
-    text = f"At equal cost {winner} wins, chosen on validation: {reached.replace('%', '% test accuracy')}"
+    text = f"At equal cost {winner} wins, chosen on validation: {reached.replace('%', f'% test {score}')}"
     first = [contrast for contrast in contrasts if contrasts[0].question == contrast.question]
     if len(first) == 1:
         text += f"; {first[0].told}"
@@ -209,4 +210,4 @@ def answered(contrasts: Sequence[Contrast]) -> str:
         return f"No difference shown for any of {len(contrasts)} methods, {least} to {most} points"
     told = "; ".join(contrast.told for contrast in shown)
     rest = len(contrasts) - len(shown)
-    return told[0].upper() + told[1:] + (f"; no difference shown for {rest} more" if rest else "")
+    return capital(told) + (f"; no difference shown for {rest} more" if rest else "")

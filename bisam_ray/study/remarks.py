@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..config import score
 from .diagnosis import borders
 from .early import leaning
 from .ledger import Study
@@ -39,11 +38,9 @@ def notes(study: Study, results: Sequence[ArmResult], contrasts: Sequence[Contra
 
 
 def scored(study: Study) -> list[str]:
-    """What accuracy means where it is none."""
-    word = score(((study.header.get("config") or {}).get("data") or {}).get("name", ""))
-    return [f"What is called accuracy is {word}, the score of this data set; points are hundredths."] * (
-        word != "accuracy"
-    )
+    """What decides where it is no accuracy."""
+    told = f"The score of these data is {study.score}: in per cent, points are hundredths; files call it accuracy."
+    return [told] * (study.score != "accuracy")
 
 
 def bounded(study: Study, results: Sequence[ArmResult]) -> list[str]:

@@ -111,7 +111,7 @@ def sensitivity(study: Study, arm: str, of: str) -> Sensitivity:
         return Sensitivity(arm, of, n, [], None, reason=reason, others=others)
     known = regret(study, arm)
     if known is None and max(values) == min(values):
-        reason = f"All {n} full-length trials have the same accuracy, {percent(values[0])}."
+        reason = f"All {n} full-length trials have the same {study.score}, {percent(values[0])}."
         return Sensitivity(arm, of, n, [], None, reason=reason, others=others)
     curve, plateau, noise, floor = fitted(rhos, values, known.noise if known else None)
     best, reason = max(curve, key=lambda point: point.mean).rho, ""

@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 
 
+def capital(text: str) -> str:
+    """The beginning of a sentence."""
+    return text[:1].upper() + text[1:]
+
+
 def percent(value: float) -> str:
     """An accuracy in [0, 1] as "95.5 %"; a dash when there is none."""
     return f"{100 * value:.1f} %" if math.isfinite(value) else "–"

@@ -315,7 +315,7 @@ def base_optimizer(optim: Optim, params: list[nn.Parameter]) -> torch.optim.Opti
         )
     else:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.base]
-        base = kind(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+        base = kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True)
     if optim.wrapper == "none":
         return base
     return {"lookahead": Lookahead, "rapp": RAPP}[optim.wrapper](base, optim.outer_every, optim.outer_lr)

@@ -23,6 +23,7 @@ Language Understanding", 2018.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from itertools import product
@@ -85,14 +86,22 @@ def read(config: Data) -> Source:
     """
     task = task_of(config)
     check(config)
-    train, dev = (examples(config, task, file) for file in located(config, task) or downloaded(config, task))
+    files = located(config, task) or downloaded(config, task)
+    *parts, tokens = numbers(task, files, *text.read_of(config, files))
+    return source(task, parts, tokens)
+
+
+@functools.lru_cache(maxsize=1)
+def numbers(task: str, files: tuple[Path, Path], config: Data, states: tuple[tuple[int, int], ...]) -> tuple[Any, ...]:
+    """x, y, test_x, test_y, and the vocabulary, of files in these states."""
+    train, dev = (examples(config, task, file) for file in files)
     # a trained vocabulary is made of all that is no test, whatever the splits
     tokens = text.tokens_for(config, [sentence for sentences, _ in train for sentence in sentences])
     parts: list[Any] = []
     for found in (train, dev):
         texts, labels = zip(*found, strict=True)
         parts += [text.numbered(texts, tokens, config.length), targets(task, torch.tensor(labels))]
-    return source(task, parts, tokens)
+    return *parts, tokens
 
 
 def source(task: str, parts: Sequence[Any], tokens: text.Tokens) -> Source:

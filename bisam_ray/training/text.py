@@ -11,7 +11,7 @@ import contextlib
 import importlib.util
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -152,6 +152,16 @@ class Tokens:
             rows = self.encode(first[at : at + AT_ONCE], seconds, length)
             whole = whole + Ragged(list(zip(*rows, strict=True)), (self.pad, 0))
         return whole
+
+
+def read_of(config: Data, files: Iterable[Path]) -> tuple[Data, tuple[tuple[int, int], ...]]:
+    """What the numbers of a text depend on: the settings that reading looks at, and the state of its files.
+
+    The key of caches: it takes a minute to cut a large text, and a process reads it for every run.
+    """
+    states = (path.stat() for path in files)
+    only = Data(**config.model_dump(include={"name", "root", "tokenizer", "vocabulary", "length"}))
+    return only, tuple((state.st_mtime_ns, state.st_size) for state in states)
 
 
 def numbered(texts: Sequence[Text], tokens: Tokens, length: int) -> Ragged:

@@ -61,16 +61,15 @@ def read(config: Data) -> Source:
 
     check(config)
     _, parts = files(config)
-    states = [path.stat() for part in parts.values() for path in chain.from_iterable(part)]
-    only = Data(**config.model_dump(include={"name", "root", "tokenizer", "vocabulary", "length"}))
-    x, y, test_x, test_y, tokens = numbers(only, tuple((state.st_mtime_ns, state.st_size) for state in states))
+    of = (path for part in parts.values() for path in chain.from_iterable(part))
+    x, y, test_x, test_y, tokens = numbers(*text.read_of(config, of))
     classes = tokens.size
     return Source(
         x, y, test_x, test_y, classes, confusion(config.name, classes), Translation(tokens, config.beam), tokens
     )
 
 
-@functools.lru_cache(maxsize=1)  # it takes a minute for the real ones, and a process reads them several times
+@functools.lru_cache(maxsize=1)
 def numbers(config: Data, states: tuple[tuple[int, int], ...]) -> tuple[Ragged, Tensor, Ragged, Tensor, Tokens]:
     """x, y, test_x, test_y, and the vocabulary, of files in these states."""
     train, test = pairs(config)

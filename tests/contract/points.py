@@ -40,7 +40,7 @@ WITH: dict[tuple[str, Any], list[Layer]] = {
         {"optim.lr": 0.03, "optim.nesterov": True},
     ],
     ("base", "adam"): [{"optim.lr": 0.01}],
-    ("base", "adamw"): [{"optim.lr": 0.01}],
+    ("base", "adamw"): [{"optim.lr": 0.01}, {"optim.lr": 0.01, "optim.betas": (0.8, 0.98), "optim.eps": 1e-6}],
 }
 OTHERS: dict[str, list[Layer]] = {
     "warmup": [{}, {"optim.warmup": 0.3}],

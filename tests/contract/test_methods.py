@@ -289,7 +289,7 @@ def test_radius_zero_is_the_base_optimizer_bit_for_bit(run: Run) -> None:
     config = run.config
     *_, zero = engine.run(resolve(config.model_dump(), {"optim.rho": 0}))
     kept = ("wrapper", "outer_every", "outer_lr", "base", "lr", "lr_schedule", "lr_warmup", "decay", "momentum",
-            "dampening", "nesterov", "weight_decay", "clip", "label_smoothing")  # fmt: skip
+            "dampening", "nesterov", "betas", "eps", "weight_decay", "clip", "label_smoothing")  # fmt: skip
     optim = {name: getattr(config.optim, name) for name in kept}
     whole = config.model_dump() | {"method": "sgd", "optim": {"objective": "none", **optim}}
     *_, plain = engine.run(resolve(whole, {"scale.accumulate": run.parts * config.scale.accumulate}))

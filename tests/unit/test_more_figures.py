@@ -201,6 +201,22 @@ def test_a_panel_per_family_of_many_arms(study: Study) -> None:
         del study.runs[name]
 
 
+def test_of_training_no_other_score_than_the_accuracy_is_known(study: Study) -> None:
+    whole, other = (
+        fig_gap.gap(
+            replace(study, header={**study.header, "config": {"data": {"name": name}}}), None, looks(study, None)
+        )
+        for name in ("glue/mrpc", "glue/cola")
+    )
+    assert whole is not None
+    assert other is not None
+    assert (len(whole.panels), len(other.panels)) == (2, 1)
+    assert [name for name in whole.head if name not in other.head] == [
+        "accuracy", "accuracy_least", "accuracy_most"
+    ]  # fmt: skip
+    assert len(other.rows[0]) == len(other.head)
+
+
 def test_gaps_of_the_kept_runs(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         ledger.write("study", study="made", kind="compare")

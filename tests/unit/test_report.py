@@ -23,10 +23,12 @@ import yaml
 from bisam_ray.config import load, resolve
 from bisam_ray.study.contrasts import Contrast
 from bisam_ray.study.ledger import Ledger, Study, read
-from bisam_ray.study.outcome import ArmResult, Summary, summarize
+from bisam_ray.study.outcome import ArmResult, Summary, summarize, verdict
+from bisam_ray.study.remarks import scored
 from bisam_ray.study.report.arm_tables import table
 from bisam_ray.study.report.canvas import COLOURS, OTHERS, Figure, axis, save, still
 from bisam_ray.study.report.canvas import rows as points
+from bisam_ray.study.report.markdown import text
 from bisam_ray.study.report.page import render
 from bisam_ray.study.report.stills import picture
 from bisam_ray.study.selection import winner
@@ -443,8 +445,25 @@ def test_report_follows_the_ledger(study: Study) -> None:
     assert sorted(p.name for p in (study.directory / "figures").iterdir()) == ["arms.csv", "trials.csv"]
 
 
+def test_another_score_is_called_by_its_name(study: Study, pictures: None) -> None:
+    """CoLA's is Matthews' correlation."""
+    study.header["config"]["data"]["name"] = "glue/cola"
+    some = result(score="MCC", notes=scored(study))
+    page = Page(render(study, some))
+    visible = page.text.partition("winner.yaml")[0]
+    assert "accuracy" not in visible.replace("files call it accuracy", "")
+    assert "test MCC" in visible
+    drawn = json.dumps(specs(page), ensure_ascii=False)
+    assert "best validation MCC so far" in drawn
+    assert not re.search(r'"title": "[^"]*accuracy', drawn)
+    assert "test MCC [95 %]" in table(some)
+    assert "test MCC" in text(study, some)
+    assert verdict(some.arms, some.winner, [], "MCC").startswith("At equal cost lets-bisam-tanh wins, chosen on")
+    assert "95.5 % test MCC" in verdict(some.arms, some.winner, [], "MCC")
+
+
 def test_table_fits_a_terminal() -> None:
-    some = result()
+    some = result(score="Pearson r")
     some.arms.append(arm("a-very-long-name-" * 4, "fixed", 1.0, ci95=(0.999, 1.0), cost_seconds=123_456.0))
     lines = table(some).splitlines()
     assert all(len(line) <= 78 for line in lines)

@@ -134,7 +134,7 @@ def probability(p: float) -> str:
 
 def table(summary: Summary) -> str:
     """The comparison for a terminal: a line per arm, at most 78 columns wide."""
-    lines = [f"  {'arm':<24} {'test accuracy [95 %]':<21} {'radius':>8} {'cost / C':>9} {'seconds':>8}"]
+    lines = [f"  {'arm':<24} {f'test {summary.score} [95 %]':<21} {'radius':>8} {'cost / C':>9} {'seconds':>8}"]
     for arm in sorted(summary.arms, key=lambda arm: -ranked(arm)):
         name = arm.arm if len(arm.arm) <= 24 else f"{arm.arm[:22]}.."
         accuracy = estimate(arm.test_accuracy, arm.ci95).replace("–", "-")

@@ -31,10 +31,13 @@ def accuracy(study: Study, summary: Summary | None, seen: Mapping[str, Look]) ->
     text = "; ".join(f"{arm.arm} {estimate(arm.test_accuracy, arm.ci95)}" for arm in arms)
     return Figure(
         "accuracy",
-        "Test accuracy",
+        f"Test {study.score}",
         caption,
-        f"Test accuracy: {text}.",
-        [ranking(title, [a for a in arms if a.arm in some], domain, seen) for title, some in groups.items()],
+        f"Test {study.score}: {text}.",
+        [
+            ranking(title, [a for a in arms if a.arm in some], domain, study.score, seen)
+            for title, some in groups.items()
+        ],
         ("arm", "replicate", "test_accuracy"),
         [(arm.arm, i, value) for arm in arms for i, value in enumerate(arm.test)],
         wide=len(groups) > 1,
@@ -42,7 +45,7 @@ def accuracy(study: Study, summary: Summary | None, seen: Mapping[str, Look]) ->
 
 
 def ranking(
-    title: str, arms: Sequence[ArmResult], domain: tuple[float, float], seen: Mapping[str, Look]
+    title: str, arms: Sequence[ArmResult], domain: tuple[float, float], score: str, seen: Mapping[str, Look]
 ) -> dict[str, Any]:
     """One panel of accuracies, the best arm first."""
     means, spans, alone, alone_spans, each = [], [], [], [], []
@@ -58,14 +61,14 @@ def ranking(
             alone_spans.append({**name, "low": low, "high": high})
     axis_y = {"grid": False, "labelLimit": 150, "labelOverlap": False, "labelFontSize": 11.5}
     y = {"field": "arm", "type": "nominal", "sort": [arm.arm for arm in arms], "title": None, "axis": axis_y}
-    x = axis("x", None if title else "test accuracy", "percent", domain=list(domain))
+    x = axis("x", None if title else f"test {score}", "percent", domain=list(domain))
     common = {"y": y, "color": hue(seen), "opacity": lit()}
     span = {**common, "x": {**x, "field": "low"}, "x2": {"field": "high"}}
     marks = {**common, "x": x, "shape": shapes(seen)}
     tick = {"type": "tick", "thickness": 1.2, "size": 6, "yOffset": -8}
     hollow = {"type": "point", "size": 26, "filled": False, "strokeWidth": 1.2, "yOffset": 8}
-    one = told(("arm", "arm", None), ("replicate", "replicate", "d"), ("x", "test accuracy", ".1%"))
-    tip = told(("arm", "arm", None), ("mean", "test accuracy", None), ("how", "how", None))
+    one = told(("arm", "arm", None), ("replicate", "replicate", "d"), ("x", f"test {score}", ".1%"))
+    tip = told(("arm", "arm", None), ("mean", f"test {score}", None), ("how", "how", None))
     tip_alone = told(("arm", "arm", None), ("mean", "one run alone", None))
     layers = [
         {"data": rows(each), "mark": tick, "encoding": {**common, "x": x, "opacity": lit(0.6), "tooltip": one}},
@@ -96,9 +99,10 @@ def differences(study: Study, summary: Summary | None, seen: Mapping[str, Look])
     return Figure(
         "differences",
         "Differences",
-        "First minus second in points of test accuracy, with 95 % intervals. Filled: shown, after Holm's correction.",
-        f"Differences of test accuracies. {'; '.join(c.told for c in made)}.",
-        [contrasts(question, some, domain, seen) for question, some in groups.items()],
+        f"First minus second in points of test {study.score}, with 95 % intervals. "
+        "Filled: shown, after Holm's correction.",
+        f"Differences of test {study.score}. {'; '.join(c.told for c in made)}.",
+        [contrasts(question, some, domain, study.score, seen) for question, some in groups.items()],
         ("first", "second", "question", "difference", "low", "high", "p", "p_holm", "hedges_g", "n", "shown"),
         [(c.first, c.second, c.question, c.mean, c.low, c.high, c.p, c.p_holm, c.effect, c.n, c.shown) for c in made],
         wide=len(groups) > 1,
@@ -106,7 +110,7 @@ def differences(study: Study, summary: Summary | None, seen: Mapping[str, Look])
 
 
 def contrasts(
-    title: str, made: Sequence[Contrast], domain: tuple[float, float], seen: Mapping[str, Look]
+    title: str, made: Sequence[Contrast], domain: tuple[float, float], score: str, seen: Mapping[str, Look]
 ) -> dict[str, Any]:
     """One panel of differences."""
     names, spans, means = [], [], []
@@ -118,7 +122,7 @@ def contrasts(
         p = f"{c.p_holm:.3f}" if math.isfinite(c.p_holm) else "–"
         means.append({**names[-1], "x": c.mean, "p": p, "question": c.question})
     y = {"field": "row", "type": "ordinal", "axis": None}
-    x = axis("x", None if title else "points of test accuracy", "points", domain=list(domain))
+    x = axis("x", None if title else f"points of test {score}", "points", domain=list(domain))
     common = {"y": y, "color": hue(seen), "opacity": lit()}
     above = {"type": "text", "dy": -10, "baseline": "middle"}
     facts = ("value", "points", None), ("p", "p (Holm)", None), ("question", "question", None)

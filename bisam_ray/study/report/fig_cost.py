@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ledger import Study
 from ..series import spending
-from ..wording import percent
+from ..wording import capital, percent
 from .canvas import (
     HOVER,
     MILLION,
@@ -54,10 +54,13 @@ def cost(study: Study, summary: Summary | None, seen: Mapping[str, Look]) -> Fig
     text = "; ".join(f"{arm} {percent(v)} after {at / MILLION:.2f} million" for arm, (at, v) in ends.items())
     return Figure(
         "cost",
-        "Accuracy against cost",
+        f"{capital(study.score)} against cost",
         caption + (marks if summary else "."),
-        f"Best validation accuracy so far: {text}.",
-        [spent(name, {a: (*lines[a], ends[a]) for a in arms}, (x, y), budget, seen) for name, arms in groups.items()],
+        f"Best validation {study.score} so far: {text}.",
+        [
+            spent(name, {a: (*lines[a], ends[a]) for a in arms}, (x, y), budget, study.score, seen)
+            for name, arms in groups.items()
+        ],
         ("arm", "spent_gradients", "best_val_accuracy_so_far"),
         [(arm, a, b) for arm, line in lines.items() for a, b in zip(*line, strict=True)],
         wide=len(groups) > 1,
@@ -69,6 +72,7 @@ def spent(
     lines: Mapping[str, Line],
     domains: tuple[tuple[float, float], tuple[float, float]],
     budget: float | None,
+    score: str,
     seen: Mapping[str, Look],
 ) -> dict[str, Any]:
     """One panel of accuracy against cost."""
@@ -83,7 +87,7 @@ def spent(
     places = apart({arm: end[1] for arm, (_, _, end) in lines.items()}, domains[1], TALL)
     labels = [{"arm": arm, "y": at, "label": short(arm, 20)} for arm, at in places.items()]
     x = axis("x", "gradient evaluations × examples, millions", domain=list(domains[0]))
-    y = axis("y", "best validation accuracy so far", "percent", domain=list(domains[1]))
+    y = axis("y", f"best validation {score} so far", "percent", domain=list(domains[1]))
     both = {"x": {**x, "axis": {"grid": False, "format": "~g"}}, "y": y, "color": hue(seen), "opacity": lit()}
     tip = told(("arm", "arm", None), ("x", "spent, millions", ".3f"), ("y", "best so far", ".1%"))
     kept = told(("arm", "arm", None), ("x", "spent, millions", ".3f"), ("y", "kept network", ".1%"))

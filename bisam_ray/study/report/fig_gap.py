@@ -13,22 +13,25 @@ if TYPE_CHECKING:
     from ..outcome import Summary
 
 TALL = 270  # pixels
+OF = ("loss", "accuracy")
 
 
 def gap(study: Study, summary: Summary | None, seen: Mapping[str, Look]) -> Figure | None:
     """Val loss − train loss, and train accuracy − val accuracy, over epochs; of many arms the loss alone."""
+    shown = OF if study.score == "accuracy" else OF[:1]  # of training no other score is known
     names_of = {arm.arm: arm.kept for arm in summary.arms} if summary else {}
     lines = {arm: found for arm in seen if (found := gaps(study, arm, names_of.get(arm)))}
     if not lines:
         return None
     if "" in (groups := by_family(lines, seen)):
-        panels = [panel(of, lines, seen) for of in ("loss", "accuracy")]
+        panels = [panel(of, lines, seen) for of in shown]
     else:
         ends = span("loss", lines)
         panels = [
             {**panel("loss", {arm: lines[arm] for arm in arms}, seen, ends), "title": name}
             for name, arms in groups.items()
         ]
+    fields = [name for name in Gap._fields if not name.startswith(OF) or name.startswith(shown)]
     told = "Of the kept runs: mean and range over replicates. On train, means over the epoch's steps; on validation, at"
     last = "; ".join(f"{arm} {line[-1].loss:.2f}" for arm, line in lines.items())
     return Figure(
@@ -37,8 +40,8 @@ def gap(study: Study, summary: Summary | None, seen: Mapping[str, Look]) -> Figu
         f"{told} its end.",
         f"Validation loss minus training loss at the end: {last}.",
         panels,
-        ("arm", *Gap._fields),
-        [(arm, *at) for arm, line in lines.items() for at in line],
+        ("arm", *fields),
+        [(arm, *(getattr(at, name) for name in fields)) for arm, line in lines.items() for at in line],
         wide=len(panels) > 1,
     )
 

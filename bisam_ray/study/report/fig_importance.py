@@ -55,7 +55,7 @@ def importance(study: Study, summary: Summary | None, seen: Mapping[str, Look]) 
             "title": None,
             "axis": {"grid": False, "labelLimit": 150, "labelFontSize": 11.5, "labelOverlap": False},
         }
-        x = axis("from", "share of the variance of accuracy", "percent", domain=[0, 1])
+        x = axis("from", f"share of the variance of {study.score}", "percent", domain=[0, 1])
         tip = told(("key", "parameter", None), ("told", "share", None), ("chance", "by chance", None))
         bar = {"y": y, "x": x, "tooltip": tip}
         dim = {"condition": {"test": "!datum.shown", "value": 0.4}, "value": 1}
@@ -245,7 +245,7 @@ def crossing(
         here = [mark for mark in marks if mark["right"] is right]
         layers.append({"data": rows(here), "mark": text, "encoding": {"x": x, "y": y, "text": {"field": "label"}}})
     heads = [
-        {"axis": i, "label": short(name, 20)} for i, name in enumerate([*(labels[key] for key in keys), "accuracy"])
+        {"axis": i, "label": short(name, 20)} for i, name in enumerate([*(labels[key] for key in keys), study.score])
     ]
     head = {"type": "text", "fontWeight": 600, "baseline": "bottom"}
     for name, some in (("left", heads[:1]), ("center", heads[1:-1]), ("right", heads[-1:])):

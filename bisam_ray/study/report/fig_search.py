@@ -11,7 +11,7 @@ from ..diagnosis import pareto, spanned, two_objectives, winner
 from ..early import accuracy_at, first, full_length, judged, radius, rank_correlation
 from ..ledger import Run, Study
 from ..series import val_accuracy
-from ..wording import percent
+from ..wording import capital, percent
 from .canvas import GREY, MILLION, STAR, Figure, Look, axis, hue, lit, rows, told
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def rungs(study: Study, summary: Summary | None, seen: Mapping[str, Look]) -> Fi
         ("kind", "", None),
     )
     both = {
-        "x": axis("early", f"validation accuracy at epoch {epoch}", "percent"),
-        "y": axis("final", "final validation accuracy", "percent"),
+        "x": axis("early", f"validation {study.score} at epoch {epoch}", "percent"),
+        "y": axis("final", f"final validation {study.score}", "percent"),
         "color": hue(seen),
         "tooltip": tip,
     }
@@ -98,7 +98,7 @@ def rungs(study: Study, summary: Summary | None, seen: Mapping[str, Look]) -> Fi
         caption += " No scheduler stops a control; a hollow one would have been."
     return Figure(
         "rungs",
-        "Early against final accuracy",
+        f"Early against final {study.score}",
         caption,
         f"Epoch {epoch} against the end: {how}.",
         [{"height": 300, "layer": layers}],
@@ -155,7 +155,7 @@ def front(study: Study, summary: Summary | None, seen: Mapping[str, Look]) -> Fi
     tip = told(("run", "trial", None), ("x", "cost, millions", ".3~g"), ("y", "validation", ".1%"))
     both: dict[str, Any] = {
         "x": axis("x", "gradient evaluations × examples, millions"),
-        "y": axis("y", "final validation accuracy", "percent"),
+        "y": axis("y", f"final validation {study.score}", "percent"),
     }
     stair = {"type": "line", "interpolate": "step-after", "strokeWidth": 1.2, "tooltip": None}
     layers = [
@@ -174,7 +174,7 @@ def front(study: Study, summary: Summary | None, seen: Mapping[str, Look]) -> Fi
     text = "; ".join(f"{run.name} {percent(val_accuracy(run))} for {run.cost / MILLION:.3g} million" for run in best)
     return Figure(
         "pareto",
-        "Accuracy against the cost of a run",
+        f"{capital(study.score)} against the cost of a run",
         "A mark per completed trial; on the front, in colour, none is both better and cheaper.",
         f"The front: {text}.",
         [{"height": 300, "layer": layers}],

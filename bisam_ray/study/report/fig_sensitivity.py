@@ -42,7 +42,7 @@ def sensitivity(study: Study, summary: Summary | None, seen: Mapping[str, Look])
     if not panels:
         return None
     others = sorted({key.rpartition(".")[2] for one in found for key in one.others})
-    told = ["Validation accuracy at the end of a trial, with a smooth curve and its 95 % band."]
+    told = [f"Validation {study.score} at the end of a trial, with a smooth curve and its 95 % band."]
     told.append("Shaded: radii that are within a run's noise of the best. Pale: stopped early, at its last value.")
     told += ["Marks on the axis: ρ at the end of learned runs, with its range."] if learned else []
     told += [f"{' and '.join(others)} differed, too: the curve is an average over what was tried."] if others else []
@@ -99,7 +99,7 @@ def panel(
     high = max(tops) + 0.22 * (max(tops) - low)
     rhos = [radius(run) for _, run in trials] + [rho for ends in learned.values() for rho in ends]
     x = axis("rho", "radius ρ (logarithmic)", "log", domain=[min(rhos) / 1.15, max(rhos) * 1.15])
-    y = axis("y", "validation accuracy", "percent", domain=[low, high])
+    y = axis("y", f"validation {study.score}", "percent", domain=[low, high])
     both = {"x": x, "y": y, "color": hue(seen), "opacity": lit()}
     return {"height": TALL, "layer": layers(study, found, trials, learned, both, low, seen)}, min(bottoms) < low
 

@@ -37,7 +37,9 @@ def text(study: Study, summary: Summary | None) -> str | None:
         return None
     parts = [f"**{safe(summary.verdict)}**"]
     rows = [row(arm, summary) for arm in sorted(summary.arms, key=lambda arm: -arm.test_accuracy)]
-    parts.append(table(("arm", "test accuracy [95 %]", "winner ahead by, points", "ρ at the end", "cost / C"), rows))
+    parts.append(
+        table(("arm", f"test {study.score} [95 %]", "winner ahead by, points", "ρ at the end", "cost / C"), rows)
+    )
     if summary.contrasts:
         made: list[tuple[str, ...]] = [
             (

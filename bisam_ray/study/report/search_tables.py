@@ -36,7 +36,7 @@ def result(study: Study) -> tuple[Run | None, str]:
     told = f"The best of {len(trials)} trials ({counted(trials)}) has {percent(val_accuracy(best))} on validation with "
     told += values
     if two_objectives(study) and (others := len(pareto(study, best.arm)) - 1):
-        told += f"; {others} cheaper {'one is' if others == 1 else 'ones are'} on the front of accuracy and cost"
+        told += f"; {others} cheaper {'one is' if others == 1 else 'ones are'} on the front of {study.score} and cost"
     return best, f"{told}."
 
 
