@@ -294,6 +294,8 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
         raise ConfigError(f"method={method}: unknown{suggest(str(method), PRESETS)}")
     complete: dict[str, Any] = {}
     merge(complete, {"method": method, "optim": PRESETS[method], "lets": LETS_PRESETS.get(method, {})})
+    if reads_text(merged):
+        merge(complete, on_text(method))
     merge(complete, merged)
     tokenize(complete)
     try:
@@ -304,13 +306,28 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     return config
 
 
+def reads_text(layer: Mapping[str, Any]) -> bool:
+    """Whether the data are text, as far as names tell: of one's own they are what the network reads."""
+    data, model = (str(layer.get(section, {}).get("name")) for section in ("data", "model"))
+    return data.removeprefix("generated/").startswith(TEXT) or (":" in data and model.startswith(LANGUAGE))
+
+
+def on_text(method: str) -> dict[str, Any]:
+    """What a preset is on text: LETS starts at the published radius, and follows the validation loss.
+
+    The published gap is smallest where nothing is learned, and on text ρ grows until that is so
+    (benchmarks/text_radius.py).
+    """
+    learned = PRESETS[method].get("radius") == "learned"
+    start = {"optim": {"rho": PRESETS[method.removeprefix("lets-")]["rho"]}} if learned else {}
+    return {"lets": {"goal": "validation"}, **start}
+
+
 def tokenize(complete: dict[str, Any]) -> None:
-    """Text that is not told its tokenizer has that of the network."""
-    data, model = complete.get("data", {}), complete.get("model", {}).get("name")
-    name = str(data.get("name"))
-    text = name.startswith(TEXT) or (":" in name and str(model).startswith(LANGUAGE))
-    if text and data.get("tokenizer") is None:
-        library, _, rest = str(model).partition("/")
+    """Text that is not told its tokenizer has that of the network; generated text needs none."""
+    data = complete.get("data", {})
+    if reads_text(complete) and data.get("tokenizer") is None and not str(data["name"]).startswith("generated/"):
+        library, _, rest = str(complete.get("model", {}).get("name")).partition("/")
         data["tokenizer"] = rest if library == "transformers" and rest else "train"
 
 
