@@ -88,12 +88,12 @@ def comments(name: str) -> list[str]:
 def smoke(layer: Mapping[str, Any]) -> dict[str, Any]:
     """What to lay over a configuration (one layer, of api.layers) to make two steps of it, anywhere.
 
-    The data are generated in the shape of the named set; digits and data sets of your own are used as they are. A
-    network of transformers, whose weights would be downloaded, gives way to the tiny one.
+    The data are generated in the shape of the named set; digits, unicode and data sets of your own are used as they
+    are. A network of transformers, whose weights would be downloaded, gives way to the tiny one.
     """
     config = resolve(layer)
     name, model = config.data.name, config.model.name
-    made = name == "digits" or ":" in name or name.startswith("generated/")
+    made = name in ("digits", "unicode") or ":" in name or name.startswith("generated/")
     # both give two steps, of digits as of others; batch norm needs two examples in hyper, if that is used
     batch_size, limit = (7, 18) if config.optim.radius == "learned" else (4, 10)
     return {

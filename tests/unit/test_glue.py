@@ -10,7 +10,7 @@ import torch
 from pyarrow import parquet
 
 from bisam_ray.config import ConfigError, Data
-from bisam_ray.training import data, datasets, glue
+from bisam_ray.training import data, datasets, glue, text
 from bisam_ray.training.task import Classification, Regression
 
 # the official columns: what they hold of an example ({0}, {1} the sentences, {label}), or a filler
@@ -342,3 +342,17 @@ def test_the_four_splits_are_of_one_kind(tmp_path):
     splits = data.load(config("stsb", tmp_path))
     assert [len(part) for part in (splits.train, splits.hyper, splits.val, splits.test)] == [32, 4, 4, 12]
     assert splits.tokens is not None
+
+
+def test_files_are_cut_into_tokens_once_and_again_when_they_change(tmp_path, monkeypatch):
+    write("cola", tmp_path)
+    trained, train = [], text.train
+    monkeypatch.setattr(text, "train", lambda *given: trained.append(1) or train(*given))
+    first, again = (datasets.read(config("cola", tmp_path, split_seed=seed)) for seed in (0, 1))
+    assert len(trained) == 1
+    assert first.x is again.x
+    datasets.read(config("cola", tmp_path, vocabulary=150))
+    assert len(trained) == 2
+    write("cola", tmp_path, sizes=(41, 12))
+    assert len(datasets.read(config("cola", tmp_path)).y) == 41
+    assert len(trained) == 3

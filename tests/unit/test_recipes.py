@@ -93,8 +93,14 @@ def test_the_settings_of_fine_tuning(name):
     assert data.name.removeprefix("glue/") in GLUE
     assert f"transformers/{data.tokenizer}" == config.model.name  # its own
     assert (config.model.weights, data.length, data.batch_size) == (None, 128, 32)
-    assert (optim.base, optim.lr, optim.lr_schedule, optim.weight_decay) == ("adamw", 2e-5, "linear", 0.01)
-    assert (optim.decay, optim.clip, optim.label_smoothing, config.scale.precision) == ("weights", 1, 0, "bfloat16")
+    assert (optim.base, optim.lr, optim.eps, optim.lr_schedule) == ("adamw", 2e-5, 1e-6, "linear")
+    assert (optim.weight_decay, optim.decay, optim.clip, optim.label_smoothing, config.scale.precision) == (
+        0.01,
+        "weights",
+        1,
+        0,
+        "bfloat16",
+    )
     if "deberta" in name:  # 50 steps of 3,668 pairs, of which a tenth is val
         assert round(optim.lr_warmup * (3302 // 32) * config.train.epochs) == pytest.approx(50, abs=1)
     else:
@@ -108,6 +114,7 @@ def test_the_settings_of_translation():
     data, optim = config.data, config.optim
     assert (data.tokenizer, data.vocabulary, data.beam) == ("train", 10_000, 5)
     assert (optim.base, optim.lr, optim.lr_schedule, optim.weight_decay) == ("adamw", 5e-4, "inverse_sqrt", 1e-4)
+    assert optim.betas == (0.9, 0.98)
     steps = round(0.9 * 167_000) // data.batch_size * config.train.epochs  # about so many pairs, a tenth of them val
     assert optim.lr_warmup * steps == pytest.approx(4000, rel=0.05)
 
