@@ -117,7 +117,8 @@ class Classification:
         """Loss and scores of one split, in evaluation mode; in pieces that fit the memory."""
         was_training = model.training
         model.eval()
-        out = torch.cat([model(part.inputs) for part in split.batches(piece(split))])
+        sorted_split, back = by_length(split)
+        out = torch.cat([model(part.inputs) for part in sorted_split.batches(piece(split))])[back]
         model.train(was_training)
         found = self.predictions(out)
         score = self.scores[self.score]
@@ -208,13 +209,15 @@ class Translation(Classification):
         model.eval()
         total, count = torch.zeros((), dtype=torch.float64, device=split.y.device), 0
         hypotheses, references = list[str](), list[str]()
-        for part in split.batches(piece(split)):
+        sorted_split, back = by_length(split)
+        for part in sorted_split.batches(piece(split)):
             there = int((part.y != PADDED).sum())
             total += self.descent(model(part.inputs).double(), part.y) * there
             count += there
             hypotheses += map(self.tokens.decode, translate(model, part.inputs, self.beam, self.tokens))
             references += (self.tokens.decode([t for t in row if t != PADDED]) for row in part.y.tolist())
         model.train(was_training)
+        hypotheses, references = ([found[at] for at in back.tolist()] for found in (hypotheses, references))
         even, odd = (bleu(hypotheses[half::2], references[half::2]) / 100 for half in (0, 1))
         whole = bleu(hypotheses, references) / 100
         return Evaluation(total.item() / count, whole, (even, odd), {"bleu": whole})
@@ -223,6 +226,15 @@ class Translation(Classification):
 def aligned(y: Tensor, out: Tensor) -> Tensor:
     """Targets (N, longest of all) for the places (N, T) of a batch, which is as long as its own longest sentence."""
     return F.pad(y, (0, out.shape[1] - y.shape[1]), value=PADDED)
+
+
+def by_length(split: Split) -> tuple[Split, Tensor]:
+    """Texts of like length beside each other, which need little padding, and the way back; others as they are."""
+    lengths: Tensor | None = getattr(split.x, "lengths", None)
+    if lengths is None:
+        return split, torch.arange(len(split.y), device=split.y.device)
+    order = lengths.argsort(stable=True)
+    return split[order], order.argsort().to(split.y.device)
 
 
 def piece(split: Split) -> int:

@@ -7,8 +7,9 @@ import torch
 
 from bisam_ray.config import ConfigError, Optim, resolve
 from bisam_ray.optim.losses import lower_bound
-from bisam_ray.training import data, engine
+from bisam_ray.training import data, engine, task, translation
 from bisam_ray.training.task import PADDED, Classification, Regression, Translation, mean_evaluation
+from bisam_ray.training.text import Ragged, unreadable
 
 TANH = Optim(objective="tanh", rho=0.1, mu=5.0, alpha=0.2)
 
@@ -109,6 +110,53 @@ def data_of(accuracy, f1):
     from bisam_ray.training.task import Evaluation
 
     return Evaluation(1.0, accuracy, (accuracy, accuracy), {"f1": f1})
+
+
+def rows(count):
+    """`count` rows of tokens from 4 to 13, of lengths from 1 to 30."""
+    generator = torch.Generator().manual_seed(count)
+    sizes = torch.randint(1, 31, (count,), generator=generator).tolist()
+    return [torch.randint(4, 14, (size,), generator=generator).tolist() for size in sizes]
+
+
+class Copies(torch.nn.Module):
+    """Classes are last tokens, translations are sources; counts what it reads."""
+
+    places = 0
+
+    def forward(self, x):
+        self.places += x[:, 0].numel()
+        last = x[:, 0].gather(1, (x[:, 0] > 0).sum(1, keepdim=True) - 1)[:, 0]
+        return torch.nn.functional.one_hot(last, 14).float() * 9
+
+    def search(self, source, beam):
+        return source
+
+
+def test_texts_are_evaluated_sorted_by_length_and_scored_in_their_own_order(monkeypatch):
+    monkeypatch.setattr(task, "LARGEST", 16)  # pieces of 16
+    given = rows(300)
+    x = Ragged([(row, [0] * len(row)) for row in given], (0, 0))
+    y = torch.tensor([row[-1] if at % 2 else 3 for at, row in enumerate(given)])
+    model = Copies()
+    found = Classification().assess(model, data.Split(x, y))
+    assert (found.accuracy, *found.halves) == (0.5, 0.0, 1.0)
+    assert model.places < 1.25 * sum(-(-len(row) // 8) * 8 for row in given)  # as drawn: 1.7 times as many
+
+
+def test_translations_are_scored_in_their_own_order(monkeypatch):
+    pytest.importorskip("sacrebleu")
+    monkeypatch.setattr(task, "LARGEST", 16)
+    given = [[2, *row, 3] for row in rows(40) if len(row) > 3]
+    other = [row if at % 2 else [2, 4, 3] for at, row in enumerate(given)]
+    x = Ragged([(row, row[:-1]) for row in given], (0, 0))
+    y = translation.as_wide(Ragged([(row[1:],) for row in other], (PADDED,)), x)
+    model = Copies()
+    model.forward = lambda x: torch.zeros(*x[:, 0].shape, 14)
+    found = Translation(unreadable(14), 1).assess(model, data.Split(x, y))
+    assert found.halves[0] < 0.05
+    assert found.halves[1] == pytest.approx(1.0)
+    assert found.loss == pytest.approx(math.log(14))
 
 
 @pytest.mark.parametrize(
