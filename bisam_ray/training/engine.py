@@ -176,15 +176,19 @@ def run(
             "metrics": metrics,
         }
 
+    found: dict[tuple[str, int], Evaluation] = {}  # by split and the epoch of the weights
+
     def evaluated(split: str, weights: str = "final") -> Evaluation:
-        chosen = getattr(splits, split).to(device)
-        if weights == "final":
-            return task.assess(model, chosen)
-        present = {k: v.clone() for k, v in model.state_dict().items()}
-        model.load_state_dict(best["weights"])
-        result = task.assess(model, chosen)
-        model.load_state_dict(present)
-        return result
+        epoch = done // epoch_steps
+        of = split, best["epoch"] if weights == "best" else epoch
+        if of not in found:
+            present = {k: v.clone() for k, v in model.state_dict().items()} if of[1] != epoch else {}
+            if present:
+                model.load_state_dict(best["weights"])
+            found[of] = task.assess(model, getattr(splits, split).to(device))
+            if present:
+                model.load_state_dict(present)
+        return found[of]
 
     metrics = {} if state is None else state["metrics"]
     took: tuple[float, float] | None = None  # seconds to the first step, and of it
@@ -235,6 +239,8 @@ def run(
             raise Diverged(f"the training loss became {means['train/loss']} in epoch {epoch}")
 
         now = task.assess(model, val)
+        if len(val) == len(splits.val):
+            found["val", epoch] = now
         if now.accuracy > best["val_accuracy"]:
             weights = {k: v.clone() for k, v in model.state_dict().items()}
             best = {"val_accuracy": now.accuracy, "epoch": epoch, "weights": weights}

@@ -12,6 +12,7 @@ import torch
 from bisam_ray.config import PRESETS, ConfigError, resolve
 from bisam_ray.optim.comm import Solo
 from bisam_ray.training import checkpoint, data, engine, launch, models
+from bisam_ray.training.task import Classification
 
 QUICK = {"model.name": "mlp", "train.epochs": 4, "data.label_noise": 0.2}
 
@@ -187,3 +188,22 @@ def test_two_processes_share_a_batch_evenly():
     stream = data.Stream(1000, 64, 0)
     parts = [stream.batch(3).tensor_split(2)[rank] for rank in (0, 1)]
     assert torch.equal(torch.cat(parts), stream.batch(3))
+
+
+def test_the_same_weights_are_not_evaluated_twice(monkeypatch):
+    seen, assess = [], Classification.assess
+    monkeypatch.setattr(Classification, "assess", lambda *given: seen.append(len(given[2])) or assess(*given))
+    lasts = set()
+    for seed in range(6):
+        config = resolve(QUICK, {"seed": seed})
+        *_, record = engine.run(config)
+        final = launch.final_metrics(record, test=True)
+        last = record.state()["best"]["epoch"] == 4
+        assert seen == [300] * 4 + [497] * (2 - last)
+        assert final["final/test_accuracy"] == engine.evaluate(config, record.state(), "test").accuracy
+        best = {**record.state(), "model": record.state()["best"]["weights"]}
+        assert final["best/test_accuracy"] == engine.evaluate(config, best, "test").accuracy
+        assert final["final/val_accuracy"] == record.metrics["val/accuracy"]
+        lasts.add(last)
+        seen.clear()
+    assert lasts == {False, True}
