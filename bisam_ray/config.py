@@ -295,7 +295,7 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     complete: dict[str, Any] = {}
     merge(complete, {"method": method, "optim": PRESETS[method], "lets": LETS_PRESETS.get(method, {})})
     if reads_text(merged):
-        merge(complete, on_text(method))
+        merge(complete, on_text(method, merged))
     merge(complete, merged)
     tokenize(complete)
     try:
@@ -312,15 +312,19 @@ def reads_text(layer: Mapping[str, Any]) -> bool:
     return data.removeprefix("generated/").startswith(TEXT) or (":" in data and model.startswith(LANGUAGE))
 
 
-def on_text(method: str) -> dict[str, Any]:
-    """What a preset is on text: LETS starts at the published radius, and follows the validation loss.
+def on_text(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preset is on text: around AdamW, and LETS starts at the published radius and follows the validation loss.
 
     The published gap is smallest where nothing is learned, and on text ρ grows until that is so
-    (benchmarks/text_radius.py).
+    (benchmarks/text_radius.py). The learning rate is that of fine-tuning for a published network.
     """
-    learned = PRESETS[method].get("radius") == "learned"
-    start = {"optim": {"rho": PRESETS[method.removeprefix("lets-")]["rho"]}} if learned else {}
-    return {"lets": {"goal": "validation"}, **start}
+    optim: dict[str, Any] = {}
+    if given.get("optim", {}).get("base") != "sgd":
+        published = str(given.get("model", {}).get("name")).startswith("transformers/")
+        optim = {"base": "adamw", "lr": 2e-5 if published else 1e-3, "lr_schedule": "linear", "lr_warmup": 0.1}
+    if PRESETS[method].get("radius") == "learned":
+        optim["rho"] = PRESETS[method.removeprefix("lets-")]["rho"]
+    return {"optim": optim, "lets": {"goal": "validation"}}
 
 
 def tokenize(complete: dict[str, Any]) -> None:

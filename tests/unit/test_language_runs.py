@@ -14,7 +14,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 pytest.importorskip("sacrebleu")
 
-SMALL = {"train.epochs": 3, "data.batch_size": 8, "data.length": 16, "data.vocabulary": 200, "optim.lr": 0.02}
+SMALL = {"train.epochs": 3, "data.batch_size": 8, "data.length": 16, "data.vocabulary": 200}
+SMALL |= {"optim.base": "sgd", "optim.lr": 0.02, "optim.lr_schedule": "cosine"}
 GLUE = {**SMALL, "model": "bert-tiny"}
 RUNS = [
     {**GLUE, "data": "generated/glue/mrpc", "method": "lets-bisam-tanh", "data.bucket": 2},

@@ -92,6 +92,23 @@ def test_the_tokenizer_is_the_networks():
     assert resolve().data.tokenizer is None
 
 
+def test_what_a_preset_is_on_text():
+    """Around AdamW, at the rate of fine-tuning for a published network; LETS by the validation loss."""
+    of = lambda *layers: resolve({"data": "glue/mrpc", "model": "bert-tiny"}, *layers)  # noqa: E731
+    optim = of().optim
+    assert (optim.base, optim.lr, optim.lr_schedule, optim.lr_warmup, optim.rho) == ("adamw", 1e-3, "linear", 0.1, 0.05)
+    assert of({"model": "transformers/org/bert"}).optim.lr == 2e-5
+    assert of({"optim.base": "sgd"}).optim == resolve().optim
+    assert of({"optim.lr": 0.1, "optim.lr_warmup": 0}).optim.lr_schedule == "linear"
+    for method, rho in (("lets-sam", 0.05), ("lets-asam", 0.5), ("lets-bisam-log", 0.05)):
+        config = of({"method": method})
+        assert (config.optim.rho, config.optim.warmup, config.lets.goal) == (rho, 0.25, "validation")
+    assert of({"method": "lets-sam", "lets.goal": "gap", "optim.rho": 0.2}).lets.goal == "gap"
+    images = resolve({"method": "lets-sam"})
+    assert (images.optim.rho, images.lets.goal, images.optim.base) == (0.2, "gap", "sgd")
+    assert resolve({"data": "unicode", "model": "bert-tiny"}).optim.base == "adamw"
+
+
 def test_a_correlation_that_is_not_positive_has_an_error_too():
     cola = Classification(matthews=lambda found, y: 0.0)
     assert cola.standard_error(0.0, 100) == 0.1
