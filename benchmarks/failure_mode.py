@@ -267,7 +267,7 @@ def figure(records: list[harness.Record], rho: float = 0.2, arm: str = "sgd") ->
             else:
                 ax.set_xlabel("epoch")
         line[0].set_ylabel(f"label noise {noise:.0%}")
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ASCENTS), frameon=False)
+    harness.legend(fig, [axes[0][0]], len(ASCENTS))
     fig.suptitle(
         f"Perturbations of the same length ρ = {rho:g} at the same weights, those of an SGD run; 95 % intervals over "
         f"{len(DRAWS)} draws",

@@ -171,6 +171,13 @@ def save(name: str, text: str, figure: Any) -> None:
     (RESULTS / f"{name}.svg").write_text(re.sub(r"<[^>]*>", shorter, svg.getvalue()), encoding="utf-8")
 
 
+def legend(fig: Any, axes: Iterable[Any], columns: int) -> None:
+    """Below the figure: what is labelled in these panels, in their order."""
+    shown = [ax.get_legend_handles_labels() for ax in axes]
+    both = ([one for some in part for one in some] for part in zip(*shown, strict=True))
+    fig.legend(*both, loc="outside lower center", ncols=columns, frameon=False)
+
+
 def shorter(tag: re.Match[str]) -> str:
     """An element of an SVG file in tenths of a point, without rotations by nothing and names of groups."""
     text = re.sub(r' transform="rotate\(-0[^"]*"|(?<=^<g) id="[^"]*"', "", tag[0])

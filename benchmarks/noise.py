@@ -143,13 +143,7 @@ def figure(found: dict[float, Found]) -> Any:
     for ax in axes[:, 2]:
         ax.axhline(0, color="black", linewidth=0.8)
         ax.set(xlabel="label noise, %", xticks=at)
-    shown = [ax.get_legend_handles_labels() for ax in (panels[0], axes[1][2])]
-    fig.legend(
-        *(first + second for first, second in zip(*shown, strict=True)),
-        loc="outside lower center",
-        ncols=8,
-        frameon=False,
-    )
+    harness.legend(fig, (panels[0], axes[1][2]), 8)
     return fig
 
 

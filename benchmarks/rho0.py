@@ -157,11 +157,7 @@ def figure(test: dict[str, dict[int, float]]) -> Any:
         bottom.set_yticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
     axes[0][0].set_ylabel("test accuracy, %, 95 %")
     axes[1][0].set_ylabel("final ρ of each run (asam: ÷ 10)")
-    shown = [ax.get_legend_handles_labels() for ax in (axes[0][0], axes[1][0])]
-    fig.legend(
-        *(first + second for first, second in zip(*shown, strict=True)),
-        loc="outside lower center", ncols=5, frameon=False,
-    )  # fmt: skip
+    harness.legend(fig, (axes[0][0], axes[1][0]), 5)
     return fig
 
 

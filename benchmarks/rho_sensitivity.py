@@ -127,7 +127,7 @@ def figure() -> Any:
             else:
                 ax.set_xlabel("ρ")
         line[0].set_ylabel(f"test accuracy, %\nlabel noise {noise:.0%}")
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    harness.legend(fig, [axes[0][0]], 4)
     return fig
 
 

@@ -204,7 +204,7 @@ def figure(table: dict[str, tuple[int, dict[str, Found]]]) -> Any:
     for ax in (time, factor, memory):
         ax.set(xlabel="parameters, millions", xticks=at, xticklabels=[f"{m:.0f}" for m in at])
         ax.grid(axis="y", linewidth=0.3)
-    fig.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=len(METHODS), frameon=False)
+    harness.legend(fig, [time], len(METHODS))
     return fig
 
 

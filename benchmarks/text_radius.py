@@ -220,8 +220,7 @@ def figure(found: dict[float, Found]) -> Any:
         bottom.set(xscale="log", xlabel="ρ (asam: ÷ 10); marks: ends of learned radii, open: gap, filled: validation",
                    ylabel="validation accuracy, %, development")  # fmt: skip
         bottom.set_xticks([0.001, 0.01, 0.1, 1], ["0.001", "0.01", "0.1", "1"])
-    shown = [ax.get_legend_handles_labels() for ax in (axes[0][0], axes[1][0])]
-    fig.legend(*(a + b for a, b in zip(*shown, strict=True)), loc="outside lower center", ncols=5, frameon=False)
+    harness.legend(fig, (axes[0][0], axes[1][0]), 5)
     return fig
 
 
