@@ -1,7 +1,7 @@
 """Time and memory of SAM, BiSAM and LETS next to AdamW, as the network grows.
 
     pip install '.[text]' matplotlib
-    python benchmarks/scaling.py --save             six networks, twenty minutes on 1 core, 12 GiB
+    python benchmarks/scaling.py --save             six networks, 25 minutes on 1 core, 14 GiB
     python benchmarks/scaling.py --device cuda --batch 32 --length 128 --rounds 20
     python benchmarks/scaling.py --clock cpu        on a machine that others use too
     python benchmarks/scaling.py --quick            seconds; says nothing about speed
@@ -14,7 +14,8 @@ loss, as it does on text.
 Time: in every round each method makes a few steps, in an order that rotates; a ratio compares two times of the same
 round. Memory: the peak of a step, on a CPU by counting the tensors that live after every operation (memory.py), on a
 GPU torch.cuda.max_memory_allocated; beyond AdamW's own peak, in copies of the parameters. All methods share one
-network, whose weights hardly move: a peak is of the network and of one method's state, gradients and activations.
+network, whose weights hardly move, and one AdamW: a peak is of these and of one method's state, gradients and
+activations.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch
 from memory import peak_bytes
 from throughput import CLOCKS, TINY, hardware
 
-from bisam_ray.config import resolve
+from bisam_ray.config import Config, resolve
 from bisam_ray.optim.comm import Solo
 from bisam_ray.optim.step import Losses, StepStats
 from bisam_ray.training import engine, language, memory
@@ -91,16 +92,28 @@ def noise(seed: int, size: Size, options: argparse.Namespace) -> tuple[torch.Ten
     return torch.stack([ids, torch.zeros_like(ids)], 1).to(options.device), y.to(options.device), seed
 
 
-def stepper(
-    method: str, model: torch.nn.Module, size: Size, options: argparse.Namespace, **given: Any
-) -> Callable[[], StepStats]:
-    """A function that makes one step of a method, as the engine would."""
+def settings(method: str, options: argparse.Namespace) -> Config:
     preset = METHODS[method]
     learned = {"optim.warmup": 0.0, "lets.goal": "validation"} if preset.startswith("lets") else {}
     optim = {"optim.base": "adamw", "optim.lr": TINY, "optim.weight_decay": 0.01}
-    config = resolve({"method": preset, "data.batch_size": options.batch, **optim, **learned, **given})
+    return resolve({"method": preset, "data.batch_size": options.batch, **optim, **learned})
+
+
+def moving(model: torch.nn.Module, config: Config) -> torch.optim.Optimizer:
+    """AdamW with its moving averages, after a step along no gradient."""
+    base = engine.base_optimizer(config.optim, list(model.parameters()))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    base.step()
+    base.zero_grad()
+    return base
+
+
+def stepper(
+    config: Config, model: torch.nn.Module, base: torch.optim.Optimizer, size: Size, options: argparse.Namespace
+) -> Callable[[], StepStats]:
+    """A function that makes one step of a method, as the engine would."""
     params = list(model.parameters())
-    base = engine.base_optimizer(config.optim, params)
     radius = engine.radius_policy(config, params, base, 1_000_000, Solo())
     cuda = options.device == "cuda"
 
@@ -122,20 +135,21 @@ def measure(name: str, size: Size, options: argparse.Namespace) -> tuple[int, di
     cuda = device.type == "cuda"
     wait, clock = torch.cuda.synchronize if cuda else lambda: None, CLOCKS[options.clock]
     model = build(name, size, options.length).to(device)
-    weights = sum(p.nbytes for p in model.parameters())
+    base = moving(model, settings("adamw", options))
+    held = [*model.parameters(), *(t for state in base.state.values() for t in state.values())]
     steps: dict[str, Callable[[], StepStats]] = {}
     peak: dict[str, float] = {}
     gradients: dict[str, float] = {}
 
     def warm(method: str) -> None:
-        known = [p.detach() for p in model.parameters()]  # tensors that are there already are counted when seen
-        steps[method] = stepper(method, model, size, options)
+        known = [t.detach() for t in held]  # tensors that are there already are counted when seen
+        steps[method] = stepper(settings(method, options), model, base, size, options)
         steps[method]()
         gradients[method] = steps[method]().cost  # a learned radius begins to cost with its second step
         del known
 
     for method in METHODS:
-        peak[method] = peak_bytes(lambda method=method: warm(method), device) + cuda * weights
+        peak[method] = peak_bytes(lambda method=method: warm(method), device) + cuda * sum(t.nbytes for t in held)
     for method in METHODS if cuda else ():  # the first steps after these are slow on a GPU
         for _ in range(10):
             steps[method]()
@@ -150,6 +164,7 @@ def measure(name: str, size: Size, options: argparse.Namespace) -> tuple[int, di
             wait()
             times[method].append((clock() - began) / size.steps)
         order.append(order.pop(0))
+    weights = sum(p.nbytes for p in model.parameters())
     return weights, {method: Found(gradients[method], times[method], peak[method]) for method in METHODS}
 
 
