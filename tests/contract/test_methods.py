@@ -55,8 +55,7 @@ TENSORS = 8  # of the network: two hidden layers of a matrix, a scale and a shif
 
 @pytest.fixture(autouse=True, scope="module")
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One thread, the data read once, texts to read, and the user's own radius as a module to import."""
-    threads = torch.get_num_threads()
+    """The data read once, texts to read, and the user's own radius as a module to import."""
     plugin = SimpleNamespace(radius=lambda s: 0.1 * s * (1 - s))
     with pytest.MonkeyPatch.context() as patch:
         here = tmp_path_factory.mktemp("contract")
@@ -66,7 +65,6 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(data, "load", cache(data.load))
         patch.setitem(sys.modules, FUNCTION.partition(":")[0], plugin)
         yield
-    torch.set_num_threads(threads)
 
 
 # -- the configurations

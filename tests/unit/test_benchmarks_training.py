@@ -8,19 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from bisam_ray.config import resolve
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="benchmarks/ is not part of a source distribution")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def found():
-    """The scripts import each other from their folder; and they set torch's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """The scripts import each other from their folder."""
     sys.path.insert(0, str(FOLDER))
     yield
     sys.path.remove(str(FOLDER))
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -122,18 +121,19 @@ def scaling():
     return importlib.import_module("scaling")
 
 
-def tiny_bert(scaling, method, **given):
-    """One step of a method on two sentences."""
+def sharpness(scaling, rho):
+    """What a step of SAM on two sentences finds."""
     size = scaling.Size(1, 8, 2, rounds=1, vocabulary=100)
     model = scaling.build("8 wide", size, length=8)
-    return scaling.stepper(method, model, size, argparse.Namespace(batch=2, length=8, device="cpu"), **given)
+    options = argparse.Namespace(batch=2, length=8, device="cpu")
+    config = resolve(scaling.settings("sam", options).model_dump(), {"optim.rho": rho})
+    return scaling.stepper(config, model, scaling.moving(model, config), size, options)().sharpness
 
 
 def test_both_passes_draw_the_same_dropout_masks(scaling):
     """So that a perturbation of nearly nothing leaves the loss of a training step what it was."""
-    seen = tiny_bert(scaling, "sam", **{"optim.rho": 1e-7})()
-    assert abs(seen.sharpness) < 1e-6
-    assert abs(tiny_bert(scaling, "sam", **{"optim.rho": 0.5})().sharpness) > 1e-3
+    assert abs(sharpness(scaling, 1e-7)) < 1e-6
+    assert abs(sharpness(scaling, 0.5)) > 1e-3
 
 
 def test_scaling_runs(scaling, monkeypatch, capsys):

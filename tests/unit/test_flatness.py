@@ -12,15 +12,6 @@ from bisam_ray.training import checkpoint, data, engine, flatness, launch
 from bisam_ray.training.task import Classification
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """So small a network is slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def examples(n=40, width=4, classes=3):
     generator = torch.Generator().manual_seed(1)
     return data.Split(torch.randn(n, width, generator=generator), torch.randint(0, classes, (n,), generator=generator))

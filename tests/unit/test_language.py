@@ -17,14 +17,6 @@ WORDS = 60
 PAD, START, END = 0, 2, 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def vocabulary(size: int = WORDS, pad: int = PAD) -> SimpleNamespace:
     return SimpleNamespace(size=size, pad=pad, start=START, end=END)
 

@@ -155,14 +155,6 @@ def test_sentences_as_numbers(tmp_path):
     assert torch.equal(source.y, again.y)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def learned(one_thread):
     """50 made-up sentences, and a transformer-tiny that has learned them."""
