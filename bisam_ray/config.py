@@ -80,7 +80,7 @@ class Data(Section):
 
 class Model(Section):
     name: str = "cnn"
-    """One of MODELS, or `module:function`; see training/models.py."""
+    """One of MODELS, or `module:function`; see training/models.py. On text bert-tiny, on iwslt14 transformer-iwslt."""
     weights: str | None = None
     """To start from: `hub` (what timm publishes), or a FILE.pth, .pt or .safetensors."""
 
@@ -315,16 +315,19 @@ def reads_text(layer: Mapping[str, Any]) -> bool:
 def on_text(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What a preset is on text: around AdamW, and LETS starts at the published radius and follows the validation loss.
 
-    The published gap is smallest where nothing is learned, and on text ρ grows until that is so
-    (benchmarks/text_radius.py). The learning rate is that of fine-tuning for a published network.
+    The network is one that reads text, unless it is named. The published gap is smallest where nothing is learned, and
+    on text ρ grows until that is so (benchmarks/text_radius.py). The learning rate is that of fine-tuning for a
+    published network.
     """
+    translates = str(given["data"].get("name")).removeprefix("generated/") == "iwslt14"
+    model = given.get("model", {}).get("name") or ("transformer-iwslt" if translates else "bert-tiny")
     optim: dict[str, Any] = {}
     if given.get("optim", {}).get("base") != "sgd":
-        published = str(given.get("model", {}).get("name")).startswith("transformers/")
+        published = str(model).startswith("transformers/")
         optim = {"base": "adamw", "lr": 2e-5 if published else 1e-3, "lr_schedule": "linear", "lr_warmup": 0.1}
     if PRESETS[method].get("radius") == "learned":
         optim["rho"] = PRESETS[method.removeprefix("lets-")]["rho"]
-    return {"optim": optim, "lets": {"goal": "validation"}}
+    return {"model": {"name": model}, "optim": optim, "lets": {"goal": "validation"}}
 
 
 def tokenize(complete: dict[str, Any]) -> None:

@@ -130,9 +130,7 @@ def test_texts_of_ones_own_in_a_network_of_ones_own():
 def test_the_tokenizer_of_ones_own_texts_is_the_networks():
     assert resolve({"data": "mine:texts", "model": "transformers/org/bert"}).data.tokenizer == "org/bert"
     assert resolve({"data": "mine:texts", "model": "bert-tiny"}).data.tokenizer == "train"
-    assert resolve({"data": "unicode", "model": "bert-tiny"}).data.tokenizer == "train"
-    with pytest.raises(ConfigError, match=r"reads images, and data.name=unicode is text \(nearest: bert-tiny\)"):
-        resolve({"data": "unicode"})
+    assert resolve({"data": "unicode"}).data.tokenizer == "train"
 
 
 def test_numbers_are_no_text():

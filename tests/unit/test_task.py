@@ -64,7 +64,10 @@ def test_a_regression_descends_the_squared_error():
             {"data": "glue/stsb", "model": "bert-tiny", "method": "bisam-tanh"},
             "optim.objective=tanh: data.name=glue/stsb is a regression; BiSAM bounds the 0-1 loss, which that has not",
         ),
-        ({"data": "glue/mrpc"}, "model.name=cnn: reads images, and data.name=glue/mrpc is text (nearest: bert-tiny)"),
+        (
+            {"data": "glue/mrpc", "model": "cnn"},
+            "model.name=cnn: reads images, and data.name=glue/mrpc is text (nearest: bert-tiny)",
+        ),
         ({"model": "bert-tiny"}, "model.name=bert-tiny: reads text, and data.name=digits is no text (nearest: cnn)"),
         ({"data": "iwslt14", "model": "bert-tiny"}, "model.name=bert-tiny: does not translate (nearest: transf"),
         ({"data": "glue/cola", "model": "transformer-tiny"}, "model.name=transformer-tiny: translates (nearest: bert"),
@@ -106,7 +109,16 @@ def test_what_a_preset_is_on_text():
     assert of({"method": "lets-sam", "lets.goal": "gap", "optim.rho": 0.2}).lets.goal == "gap"
     images = resolve({"method": "lets-sam"})
     assert (images.optim.rho, images.lets.goal, images.optim.base) == (0.2, "gap", "sgd")
-    assert resolve({"data": "unicode", "model": "bert-tiny"}).optim.base == "adamw"
+    assert resolve({"data": "unicode"}).optim.base == "adamw"
+
+
+def test_the_network_on_text_unless_it_is_named():
+    names = {"glue/mrpc": "bert-tiny", "generated/glue/stsb": "bert-tiny", "unicode": "bert-tiny"}
+    for data, model in {**names, "iwslt14": "transformer-iwslt", "generated/iwslt14": "transformer-iwslt"}.items():
+        config = resolve({"data": data})
+        assert config.model.name == model
+        assert resolve(config.model_dump()) == config
+    assert resolve({"data": "iwslt14", "model": "transformer-tiny"}).model.name == "transformer-tiny"
 
 
 def test_a_correlation_that_is_not_positive_has_an_error_too():
