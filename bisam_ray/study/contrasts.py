@@ -16,7 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from .statistics import LEVEL, Estimate, detectable, effect, holm, needed, sign_flip
-from .wording import points
+from .wording import counted, points
 
 if TYPE_CHECKING:
     from .outcome import ArmResult
@@ -105,11 +105,12 @@ def told_power(contrasts: Sequence[Contrast], n: int) -> str:
     made = len(contrasts)
     if not made:
         return ""
-    least, what = needed(made), f"{made} comparison{'s' if made > 1 else ''}"
+    least, what = needed(made), counted(made, "comparison")
     if n < least:
         return (
-            f"{n} replicates cannot show any difference: the smallest p value of their sign flips is {2 / 2**n:.2g}, "
-            f"and Holm's correction over {what} needs {LEVEL / made:.2g}; {least} replicates are the fewest."
+            f"{counted(n, 'replicate')} cannot show any difference: the smallest p value of their sign flips is "
+            f"{2 / 2**n:.2g}, and Holm's correction over {what} needs {LEVEL / made:.2g}; {least} replicates are the "
+            "fewest."
         )
     spread = median(contrast.spread for contrast in contrasts)
     size = detectable(n, made, POWER) * spread

@@ -17,7 +17,7 @@ from .ranking import Correlation
 from .selection import Estimate, confirmation, pareto, regret, winner
 from .series import val_accuracy
 from .spaces import Space, at_border
-from .wording import capital, percent
+from .wording import capital, counted, percent
 
 
 def sentences(study: Study, arm: str) -> list[str]:
@@ -155,7 +155,3 @@ def change(loss: Estimate) -> str:
         return told
     low, high = sorted((100 * sign * loss.low, 100 * sign * loss.high))
     return f"{told} [{low:.1f}, {high:.1f}]".replace("-", "−")
-
-
-def counted(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"

@@ -16,7 +16,7 @@ from .ledger import Run, Study
 from .remarks import notes
 from .spaces import flat
 from .statistics import Estimate
-from .wording import capital, estimate, points
+from .wording import capital, counted, estimate, points
 
 CONFIDENT = 10  # replicates from which a verdict is more than indicative
 
@@ -199,7 +199,7 @@ def verdict(results: Sequence[ArmResult], winner: str, contrasts: Sequence[Contr
         text += f"; {first[0].told}"
     elif first:
         text += f". {first[0].question} {answered(first)}"
-    return text + (f" (indicative: {best.n} replicates)." if best.n < CONFIDENT else f" ({best.n} replicates).")
+    return f"{text} ({'indicative: ' * (best.n < CONFIDENT)}{counted(best.n, 'replicate')})."
 
 
 def answered(contrasts: Sequence[Contrast]) -> str:

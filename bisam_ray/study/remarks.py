@@ -9,6 +9,7 @@ from .diagnosis import borders
 from .early import leaning
 from .ledger import Study
 from .statistics import outlying
+from .wording import counted
 
 SEARCHED = ("searched", "around", "replayed")
 
@@ -26,7 +27,7 @@ def notes(study: Study, results: Sequence[ArmResult], contrasts: Sequence[Contra
             "has left of the budget goes into restarts of each replicate, and the best on validation is kept."
         )
     if left_out:
-        found.append(f"{left_out} replicates lack a finished run in some arm and are left out.")
+        found.append(f"Left out: {counted(left_out, 'replicate')} without a finished run in some arm.")
     bad = [run for run in study.runs.values() if run.outcome in ("failed", "diverged", "killed")]
     if bad:
         outcomes = ", ".join(sorted({run.outcome for run in bad}))

@@ -10,6 +10,11 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def counted(n: int, what: str) -> str:
+    """ "1 trial", "2 trials"."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def percent(value: float) -> str:
     """An accuracy in [0, 1] as "95.5 %"; a dash when there is none."""
     return f"{100 * value:.1f} %" if math.isfinite(value) else "–"

@@ -91,7 +91,7 @@ def test_replicates_that_lack_an_arm_are_left_out_and_told(tmp_path):
             record(ledger, "sgd", replicate, 0, 0.4, 0.7, outcome="failed" if replicate == 1 else "completed")
     summary = summarize(read(tmp_path))
     assert summary.n == 2
-    assert any("1 replicates lack" in note for note in summary.notes)
+    assert any("Left out: 1 replicate without" in note for note in summary.notes)
     assert any("did not finish (failed)" in note for note in summary.notes)
 
 

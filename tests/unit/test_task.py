@@ -114,8 +114,8 @@ def test_what_a_preset_is_on_text():
 
 def test_the_network_on_text_unless_it_is_named():
     names = {"glue/mrpc": "bert-tiny", "generated/glue/stsb": "bert-tiny", "unicode": "bert-tiny"}
-    for data, model in {**names, "iwslt14": "transformer-iwslt", "generated/iwslt14": "transformer-iwslt"}.items():
-        config = resolve({"data": data})
+    for name, model in {**names, "iwslt14": "transformer-iwslt", "generated/iwslt14": "transformer-iwslt"}.items():
+        config = resolve({"data": name})
         assert config.model.name == model
         assert resolve(config.model_dump()) == config
     assert resolve({"data": "iwslt14", "model": "transformer-tiny"}).model.name == "transformer-tiny"
