@@ -38,6 +38,7 @@ def asked_within_steps(*settings):
             asked.__exit__(None, None, None)
 
     images = {"data.name": "digits32", "data.augment": ["crop", "flip", "cutout"], "train.epochs": 1}
+    images |= {"data.batch_size": 32, "data.limit": 450}  # an epoch of nine steps or more
     next(engine.run(resolve(images, *settings), after_step=after_step))
     return asked.counted
 
