@@ -12,6 +12,7 @@ from .statistics import outlying
 from .wording import counted
 
 SEARCHED = ("searched", "around", "replayed")
+BASES = {"adam": "Adam", "adamw": "AdamW"}
 
 if TYPE_CHECKING:
     from .contrasts import Contrast
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def notes(study: Study, results: Sequence[ArmResult], contrasts: Sequence[Contrast], left_out: int) -> list[str]:
     """The protocol's limits, what is missing, what a bound or a border decided, what was perhaps stopped too early."""
-    found = scored(study)
+    found = scored(study) + based(study, results)
     if any(result.radius_policy in SEARCHED for result in results):
         found.append(
             "The radius was searched once, on a development draw of the data, and used on every replicate; what an arm "
@@ -42,6 +43,13 @@ def scored(study: Study) -> list[str]:
     """What decides where it is no accuracy."""
     told = f"The score of these data is {study.score}: in per cent, points are hundredths; files call it accuracy."
     return [told] * (study.score != "accuracy")
+
+
+def based(study: Study, results: Sequence[ArmResult]) -> list[str]:
+    """What the arm without an ascent is where it is not SGD."""
+    base = ((study.header.get("config") or {}).get("optim") or {}).get("base", "sgd")
+    alone = base != "sgd" and any(result.arm == "sgd" for result in results)
+    return [f"sgd is the base optimizer alone: {BASES[base]} here."] * alone
 
 
 def bounded(study: Study, results: Sequence[ArmResult]) -> list[str]:

@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -24,7 +25,7 @@ from bisam_ray.config import load, resolve
 from bisam_ray.study.contrasts import Contrast
 from bisam_ray.study.ledger import Ledger, Study, read
 from bisam_ray.study.outcome import ArmResult, Summary, summarize, verdict
-from bisam_ray.study.remarks import scored
+from bisam_ray.study.remarks import based, scored
 from bisam_ray.study.report.arm_tables import table
 from bisam_ray.study.report.canvas import COLOURS, OTHERS, Figure, axis, save, still
 from bisam_ray.study.report.canvas import rows as points
@@ -443,6 +444,14 @@ def test_report_follows_the_ledger(study: Study) -> None:
     render(study, result())
     render(replace(study, runs={}), None)
     assert sorted(p.name for p in (study.directory / "figures").iterdir()) == ["arms.csv", "trials.csv"]
+
+
+def test_it_is_told_what_sgd_is_where_it_is_another(study: Study) -> None:
+    arms = [SimpleNamespace(arm="sam"), SimpleNamespace(arm="sgd")]
+    assert based(study, arms) == []
+    study.header["config"]["optim"] = {"base": "adamw"}
+    assert based(study, arms) == ["sgd is the base optimizer alone: AdamW here."]
+    assert based(study, arms[:1]) == []
 
 
 def test_another_score_is_called_by_its_name(study: Study, pictures: None) -> None:
