@@ -47,7 +47,7 @@ def scored(study: Study) -> list[str]:
 
 def based(study: Study, results: Sequence[ArmResult]) -> list[str]:
     """What the arm without an ascent is where it is not SGD."""
-    base = BASES.get(((study.header.get("config") or {}).get("optim") or {}).get("base"))
+    base = BASES.get(((study.header.get("config") or {}).get("optim") or {}).get("base", ""))
     alone = base is not None and any(result.arm == "sgd" for result in results)
     return [f"sgd is the base optimizer alone: {base} here."] * alone
 
