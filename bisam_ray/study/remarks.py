@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def notes(study: Study, results: Sequence[ArmResult], contrasts: Sequence[Contrast], left_out: int) -> list[str]:
     """The protocol's limits, what is missing, what a bound or a border decided, what was perhaps stopped too early."""
-    found = scored(study) + based(study, results)
+    found = scored(study) + based(results)
     if any(result.radius_policy in SEARCHED for result in results):
         found.append(
             "The radius was searched once, on a development draw of the data, and used on every replicate; what an arm "
@@ -45,11 +45,10 @@ def scored(study: Study) -> list[str]:
     return [told] * (study.score != "accuracy")
 
 
-def based(study: Study, results: Sequence[ArmResult]) -> list[str]:
+def based(results: Sequence[ArmResult]) -> list[str]:
     """What the arm without an ascent is where it is not SGD."""
-    base = BASES.get(((study.header.get("config") or {}).get("optim") or {}).get("base", ""))
-    alone = base is not None and any(result.arm == "sgd" for result in results)
-    return [f"sgd is the base optimizer alone: {base} here."] * alone
+    bases = [result.config["optim"]["base"] for result in results if result.arm == "sgd"]
+    return [f"sgd is the base optimizer alone: {BASES[base]} here." for base in bases if base in BASES]
 
 
 def bounded(study: Study, results: Sequence[ArmResult]) -> list[str]:

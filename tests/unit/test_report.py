@@ -446,12 +446,12 @@ def test_report_follows_the_ledger(study: Study) -> None:
     assert sorted(p.name for p in (study.directory / "figures").iterdir()) == ["arms.csv", "trials.csv"]
 
 
-def test_it_is_told_what_sgd_is_where_it_is_another(study: Study) -> None:
-    arms = [SimpleNamespace(arm="sam"), SimpleNamespace(arm="sgd")]
-    assert based(study, arms) == []
-    study.header["config"]["optim"] = {"base": "adamw"}
-    assert based(study, arms) == ["sgd is the base optimizer alone: AdamW here."]
-    assert based(study, arms[:1]) == []
+def test_it_is_told_what_sgd_is_where_it_is_another() -> None:
+    sam, alone = (SimpleNamespace(arm=arm, config={"optim": {"base": "adamw"}}) for arm in ("sam", "sgd"))
+    assert based([sam, alone]) == ["sgd is the base optimizer alone: AdamW here."]
+    assert based([sam]) == []
+    alone.config["optim"]["base"] = "sgd"
+    assert based([sam, alone]) == []
 
 
 def test_another_score_is_called_by_its_name(study: Study, pictures: None) -> None:
