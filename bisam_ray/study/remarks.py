@@ -47,7 +47,7 @@ def scored(study: Study) -> list[str]:
 
 def based(results: Sequence[ArmResult]) -> list[str]:
     """What the arm without an ascent is where it is not SGD."""
-    bases = [result.config["optim"]["base"] for result in results if result.arm == "sgd"]
+    bases = [result.config.get("optim", {}).get("base") for result in results if result.arm == "sgd"]
     return [f"sgd is the base optimizer alone: {BASES[base]} here." for base in bases if base in BASES]
 
 
